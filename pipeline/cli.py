@@ -1,0 +1,234 @@
+"""The command line. No logic lives here: each verb reads its options, calls one function, and prints what it returns."""
+
+import json
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from shards.errors import HostError, Interrupted, MillpondError
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
+    from pipeline.stages import Pipeline
+    from pipeline.terminal import Terminal
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Failed(click.ClickException):
+    """A MillpondError on its way out: its text, its exit code."""
+
+    def __init__(self, error: MillpondError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
+
+    def show(self, file: Any = None) -> None:
+        _terminal().error(self.message)
+
+
+class _Main(click.Group):
+    """The one place where errors become exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MillpondError as error:
+            raise _Failed(error) from error
+        except KeyboardInterrupt:
+            raise _Failed(Interrupted(signal.SIGINT, "what was sealed before is kept")) from None
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="millpond")
+def main() -> None:
+    """Prepare token shards once, train language models from them on one GPU, and trust every step.
+
+    CONFIG is a preset's name (demo, overnight, gpt2, gpt2-book) or a TOML file; RUN is a run's name. Running a command
+    again goes on where it stopped, or says that it is done.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+_config = click.argument("config", default="demo")
+_run = click.argument("run", default="demo")
+_set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
+_force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
+
+
+def _home(command: F) -> F:
+    return click.option(
+        "--home",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("data"),
+        envvar="MILLPOND_HOME",
+        show_default=True,
+        help="Where shards and runs are kept (also MILLPOND_HOME).",
+    )(command)
+
+
+@main.command()
+@_config
+@_set
+@_home
+def prepare(config: str, settings: tuple[str, ...], home: Path) -> None:
+    """Text in, verified token shards out: fetch, tokenize, verify."""
+    _pipeline(config, settings, home)[1].prepare()
+
+
+@main.command()
+@_config
+@_set
+@_force
+@_home
+def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
+    """Bring the corpus's files to disk, hash them and pin them."""
+    _pipeline(config, settings, home)[1].fetch(force=force)
+
+
+@main.command()
+@_config
+@_set
+@_force
+@_home
+def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
+    """Encode the corpus into a token folder."""
+    pipeline = _pipeline(config, settings, home)[1]
+    pipeline.tokenize(pipeline.fetch(), force=force)
+
+
+@main.command()
+@_config
+@_set
+@_force
+@_home
+def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
+    """Compare every byte of the token folder with its manifest."""
+    pipeline = _pipeline(config, settings, home)[1]
+    pipeline.verify(pipeline.tokenize(pipeline.fetch()), force=force)
+
+
+@main.command()
+@_config
+@click.option("--name", metavar="RUN", help="The run's name [default: the config's].")
+@click.option("--fresh", is_flag=True, help="Start the run over; what it has is set aside.")
+@_set
+@_home
+def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...], home: Path) -> None:
+    """Prepare what is missing, then train, evaluate and print samples."""
+    preset, pipeline = _pipeline(config, settings, home)
+    pipeline.train(pipeline.prepare(), name or preset, fresh=fresh)
+
+
+@main.command()
+@_run
+@click.option("--tokens", default=0, metavar="N", help="Validation tokens to read [default: all].")
+@_as_json
+@_home
+def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
+    """The newest checkpoint's validation loss."""
+    pipeline = _of_run(run, home)
+    found = pipeline.evaluate(run, tokens)
+    if as_json:
+        _print_json(found)
+        return
+    pipeline.terminal.result(
+        f"{run}, step {found['step']:,}: {found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
+        f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
+    )
+
+
+@main.command()
+@_run
+@click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
+@click.option("--tokens", default=128, show_default=True, metavar="N", help="How many tokens to add.")
+@click.option("--temperature", default=0.8, show_default=True, help="0 takes the most likely token.")
+@click.option("--seed", default=0, show_default=True, help="Another seed, another text.")
+@_home
+def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, home: Path) -> None:
+    """Text from the newest checkpoint."""
+    pipeline = _of_run(run, home)
+    pipeline.terminal.result(pipeline.sample(run, prompt, tokens, temperature, seed))
+
+
+@main.command()
+@_as_json
+@_home
+def status(as_json: bool, home: Path) -> None:
+    """What is there: token folders and runs."""
+    from pipeline.layout import Layout
+    from pipeline.status import status as look
+
+    found = look(Layout(home))
+    if as_json:
+        _print_json(found)
+        return
+    if not found["tokens"] and not found["runs"]:
+        click.echo(f"nothing under {home} yet: millpond train")
+    for row in found["tokens"]:
+        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if "train_tokens" in row else ""
+        click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
+    for row in found["runs"]:
+        loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
+        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}")
+
+
+@main.command()
+@_as_json
+@_home
+def doctor(as_json: bool, home: Path) -> None:
+    """Is this machine fit for it?"""
+    from pipeline.doctor import as_json as to_json
+    from pipeline.doctor import examine
+    from pipeline.layout import Layout
+
+    checks = examine(Layout(home))
+    if as_json:
+        _print_json(to_json(checks))
+    else:
+        for check in checks:
+            click.echo(f"{check.state:<8} {check.name:<9} {check.found}")
+            if check.advice:
+                click.echo(f"{'':<18} {check.advice}")
+    if bad := [check.name for check in checks if check.state == "bad"]:
+        raise HostError(f"this machine is not fit: {', '.join(bad)}")
+
+
+def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str, Pipeline]":
+    from pipeline.config import load
+
+    name, recipe = load(config, settings)
+    return name, _with(recipe, home)
+
+
+def _of_run(run: str, home: Path) -> "Pipeline":
+    from pipeline.config import load_run
+    from pipeline.layout import Layout
+    from pipeline.stages import existing_run
+
+    return _with(load_run(existing_run(Layout(home), run).recipe), home)
+
+
+def _with(recipe: "Recipe", home: Path) -> "Pipeline":
+    from pipeline.layout import Layout
+    from pipeline.stages import Pipeline
+
+    return Pipeline(Layout(home), recipe, _terminal())
+
+
+def _terminal() -> "Terminal":
+    from pipeline.terminal import Terminal
+
+    return Terminal()
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""One TOML file is one recipe. Unknown keys are refused with the nearest name; what is unset has the struct's default."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import msgspec
+import tomli_w
+
+from prepare.config import CorpusConfig, TokensConfig
+from shards.atomic import publish_bytes
+from shards.errors import ConfigError, from_os_error
+from train.config import ModelConfig, OptimConfig, TrainConfig
+
+PRESETS = Path(__file__).with_name("presets")
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that determines a run."""
+
+    corpus: CorpusConfig = CorpusConfig()
+    tokens: TokensConfig = TokensConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def preset_names() -> list[str]:
+    """The presets that come with millpond."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
+    """The name and the recipe of a preset or a TOML file, `settings` ("optim.lr=3e-4") laid over it."""
+    path = PRESETS / f"{config}.toml"
+    if not path.exists():
+        path = Path(config)
+        if path.suffix != ".toml":
+            raise ConfigError(
+                f"{config!r} is neither a preset nor a .toml file",
+                f"presets: {', '.join(preset_names())}" + _nearest(config, preset_names()),
+            )
+    data = _read(path)
+    for setting in settings:
+        _set(data, setting)
+    return path.stem, _convert(data, str(path))
+
+
+def load_run(path: Path) -> Recipe:
+    """The recipe that was written beside a run."""
+    return _convert(_read(path), str(path))
+
+
+def save(recipe: Recipe, path: Path) -> None:
+    """Write the whole recipe, defaults included."""
+    tables = {
+        table: {key: value for key, value in fields.items() if value is not None}
+        for table, fields in msgspec.to_builtins(recipe).items()
+    }
+    publish_bytes(path, tomli_w.dumps(tables).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise from_os_error(error, path, "read") from error
+    except (ValueError, RecursionError) as error:  # TOML errors, bad UTF-8, numbers of 5,000 digits
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    table, dot, field = key.strip().partition(".")
+    if not (equals and dot and table and field):
+        raise ConfigError(f"--set {setting}: expected TABLE.FIELD=VALUE", "", "for example --set optim.lr=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        value = text  # a bare word or path is text without quotes
+    data.setdefault(table, {})[field] = value
+
+
+def _convert(data: dict[str, Any], where: str) -> Recipe:
+    tables = get_type_hints(Recipe)
+    _refuse_unknown(data, list(tables), where, "")
+    for table, fields in data.items():
+        if isinstance(fields, dict):
+            hints = get_type_hints(tables[table])
+            _refuse_unknown(fields, list(hints), where, f"{table}.")
+            for key, value in fields.items():
+                if get_origin(hints[key]) is tuple and isinstance(value, str):
+                    fields[key] = [value]
+    try:
+        return msgspec.convert(data, Recipe)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ConfigError(f"{where}: {error}".replace("`$.", "`")) from error
+
+
+def _refuse_unknown(keys: dict[str, Any], known: list[str], where: str, prefix: str) -> None:
+    for key in keys:
+        if key not in known:
+            names = ", ".join(prefix + name for name in known)
+            raise ConfigError(f"{where}: unknown key {prefix}{key}{_nearest(key, known, prefix)}", f"known: {names}")
+
+
+def _nearest(word: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

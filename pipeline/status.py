@@ -1,0 +1,64 @@
+"""What is there: token folders and runs, read from their manifests, receipts and metrics alone."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.layout import Layout, RunPaths
+from shards.errors import MillpondError
+from shards.manifest import Manifest
+
+TAIL_BYTES = 1 << 16
+
+
+def status(layout: Layout) -> dict[str, list[dict[str, Any]]]:
+    """Every token folder and every run under the home. What cannot be read says so in its own row."""
+    folders = [path for path in sorted(layout.tokens.glob("*")) if path.is_dir()]
+    runs = sorted(path.parent for path in layout.runs.glob("*/run.toml"))
+    return {"tokens": [_folder(path) for path in folders], "runs": [_run(RunPaths(path)) for path in runs]}
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    if not (path / "manifest.json").exists():
+        sealed = len(list((path / ".parts").glob("*.json")))
+        return {"folder": path.name, "state": f"unfinished, {sealed} parts sealed"}
+    try:
+        manifest = Manifest.read(path)
+    except MillpondError as error:
+        return {"folder": path.name, "state": "damaged", "error": error.what}
+    return {
+        "folder": path.name,
+        "state": "complete" if manifest.complete else "grows with max_tokens",
+        "train_tokens": manifest.tokens("train"),
+        "val_tokens": manifest.tokens("val"),
+        "parts": len(manifest.parts),
+        "tokenizer": manifest.tokenizer.name,
+    }
+
+
+def _run(run: RunPaths) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": run.root.name, "state": "done" if run.receipt.exists() else "unfinished"}
+    for found in _tail(run.metrics):
+        for key in ("step", "tokens", "loss", "val_loss", "tok_per_s", "stall_percent"):
+            if key in found:
+                row[key] = found[key]
+    steps = sorted(run.checkpoints.glob("step-*"))
+    row["checkpoint"] = steps[-1].name if steps else None
+    return row
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    """The last whole rows of a file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines(keepends=True)
+    rows = []
+    for line in lines:
+        try:
+            rows.append(msgspec.json.decode(line, type=dict[str, Any]))
+        except msgspec.MsgspecError:
+            continue  # the first line may be cut by the seek, the last by a kill
+    return rows

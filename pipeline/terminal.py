@@ -1,0 +1,123 @@
+"""What a person sees: one line a stage, one line a log step, at most 80 columns. Results on stdout, the rest on stderr.
+
+rich colours and draws where there is a terminal; elsewhere the same lines come plain.
+"""
+
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from pipeline.layout import RunPaths
+
+Row = dict[str, Any]
+PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
+WIDTH = 78
+
+
+class Terminal:
+    """The one place that says something while work goes on."""
+
+    def __init__(self) -> None:
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._log = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def stage(self, name: str, what: str, *, done: bool = False) -> None:
+        """A stage is finished, now or `done` already by a run before."""
+        line = Text(f"{name:<9} ", style="dim" if done else "bold green")
+        self._log.print(line.append(what + (" (already done)" if done else ""), style="dim" if done else "not bold default"))
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no error."""
+        self._log.print(Text(f"{'':<9} {text}", style="yellow"))
+
+    @contextmanager
+    def tokens(self, estimate: int) -> Iterator[Callable[[int], None]]:
+        """Progress of tokenizing about `estimate` tokens: call what is yielded with each new count."""
+        began = last = time.perf_counter()
+        done = 0
+        with Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(30),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._log,
+            transient=True,
+            disable=not self._log.is_terminal,
+        ) as bar:
+            task = bar.add_task("tokenize", total=estimate, rate="")
+
+            def advance(tokens: int) -> None:
+                nonlocal done, last
+                done += tokens
+                now = time.perf_counter()
+                rate = f"{done / 1e6:,.1f} M tokens  {done / 1e6 / (now - began):.1f} M/s"
+                bar.update(task, completed=done, total=max(estimate, done), rate=rate)
+                if not self._log.is_terminal and now - last > PLAIN_SECONDS:
+                    last = now
+                    self._log.print(f"{'tokenize':<9} {rate}")
+
+            yield advance
+
+    def training(self, kind: str, row: Row) -> None:
+        """One event of the training loop."""
+        show = {"start": self._start, "log": self._row, "eval": self._eval, "sample": self._sample}.get(kind)
+        if show:
+            show(row)
+
+    def finished(self, name: str, run: RunPaths, numbers: Row) -> None:
+        """The run's end, on stdout."""
+        self._out.print(
+            f"{name}: {numbers['steps']:,} steps, {numbers['tokens']:,} tokens; "
+            f"validation {numbers['val_loss']:.4f} nats/token, {numbers['val_bpb']:.4f} bits/byte\n"
+            f"everything is in {run.root}"
+        )
+
+    def result(self, text: str) -> None:
+        """What was asked for, on stdout, as it is."""
+        self._out.print(text, markup=False)
+
+    def error(self, text: str) -> None:
+        """Why the command ended."""
+        first, _, rest = text.partition("\n")
+        self._log.print(Text("error: ", style="bold red").append(first, style="not bold default"))
+        if rest:
+            self._log.print(Text(rest))
+
+    def _start(self, row: Row) -> None:
+        begins = f"goes on at step {row['step']:,}" if row["step"] else f"{row['steps']:,} steps"
+        self._log.print(
+            Text("train     ", style="bold green").append(
+                f"{row['family']}, {row['parameters']:,} parameters, {row['precision']} on {row['device']}",
+                style="not bold default",
+            )
+        )
+        micro = f"{row['accumulation']} x {row['micro_batch']} x {row['seq_len']}"
+        self._log.print(f"{'':<9} {begins} of {row['batch_tokens']:,} tokens ({micro}), epoch {row['epoch_tokens']:,}")
+
+    def _row(self, row: Row) -> None:
+        place = f"{row['step']}/{row['steps']}"
+        self._log.print(
+            f"{place:>13}  loss {row['loss']:.4f}  lr {row['lr']:.1e}  grad {row['grad_norm']:.2f}  "
+            f"{row['tok_per_s']:,.0f} tok/s  wait {row['data_wait_ms']:.2f} ms  {_clock(row['eta_seconds'])}"
+        )
+
+    def _eval(self, row: Row) -> None:
+        line = f"{row['step']:>13}  validation {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte"
+        self._log.print(Text(line, style="cyan"))
+
+    def _sample(self, row: Row) -> None:
+        text = " ".join(row["text"].split())
+        lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15, max_lines=4)
+        self._log.print(Text("\n".join(lines), style="dim"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

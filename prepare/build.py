@@ -1,0 +1,261 @@
+"""Parts to sealed shards. One part is one task: the process that encodes it writes its two shards, so no token ever
+travels between processes, and what comes out does not depend on how many there are or who finishes first.
+
+A part is sealed when its record lies in `.parts/`; the manifest, written last, gathers the records.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prepare.documents import read
+from prepare.encode import Encoded, Encoder
+from prepare.parts import Part
+from shards.atomic import make_folder, publish_bytes, sweep
+from shards.errors import CorruptError, HostError, MillpondError
+from shards.header import Placement
+from shards.manifest import Counts, Manifest, PartRecord, decode, encode
+from shards.split import is_val
+from shards.tokenizer import Tokenizer
+from shards.writer import ShardWriter, sidecar_of
+
+Advance = Callable[[int], None]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What every part of a token folder has in common. `manifest` is the one to publish, its parts those sealed."""
+
+    folder: Path
+    manifest: Manifest
+    engine: Any  # "fastokens" or "tiktoken"
+
+
+def tokenize(job: Job, parts: list[Part], max_tokens: int, workers: int, advance: Advance) -> Manifest:
+    """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
+
+    Sealed parts are kept from run to run. `advance(tokens)` is called as work proceeds. The folder gets the shortest
+    row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at once ends the same.
+    """
+    make_folder(job.folder / ".parts")
+    sweep(job.folder)
+    sweep(job.folder / ".parts")
+    sealed = _sealed(job, parts)
+    pending = [part for part in parts if part.index not in sealed]
+    workers = min(workers, len(pending))
+    if workers <= 1:
+        builder = Builder(job, advance) if pending else None
+        for part in pending:
+            if _enough(sealed, max_tokens):
+                break
+            if builder:
+                sealed[part.index] = builder.build(part)
+    else:
+        _in_pool(job, pending, sealed, max_tokens, workers, advance)
+    chosen = list(_prefix(sealed, max_tokens))
+    manifest = msgspec.structs.replace(job.manifest, parts=chosen, complete=len(chosen) == len(parts))
+    manifest.write(job.folder)
+    for index in sealed.keys() - set(range(len(chosen))):
+        for path in _shard_paths(job.folder, index):
+            path.unlink(missing_ok=True)
+            sidecar_of(path).unlink(missing_ok=True)
+    shutil.rmtree(job.folder / ".parts")
+    return manifest
+
+
+class Builder:
+    """One process's encoder, and the making of one part after another with it."""
+
+    def __init__(self, job: Job, advance: Advance) -> None:
+        self.job, self._advance = job, advance
+        record = job.manifest.tokenizer
+        self._tokenizer = Tokenizer.load(job.folder / "tokenizer.tiktoken", record.name, record.ranks_sha256)
+        self._encoder = Encoder(self._tokenizer, job.folder, job.engine)
+
+    def build(self, part: Part) -> PartRecord:
+        """Write and seal the shards of `part`."""
+        manifest = self.job.manifest
+        counts = Counts()
+        with ExitStack() as stack:
+            train, val = (
+                stack.enter_context(
+                    ShardWriter(
+                        path,
+                        vocab_size=self._tokenizer.vocab_size,
+                        eot=self._tokenizer.eot,
+                        placement=manifest.placement,
+                        fingerprint=manifest.fingerprint,
+                    )
+                )
+                for path in _shard_paths(self.job.folder, part.index)
+            )
+            for batch in read(part.path, part.first, part.last, manifest.corpus.text_column):
+                counts = counts.plus(batch.counts)
+                if not batch.texts:
+                    continue
+                encoded = self._encoder.encode(batch.texts, batch.hashes, f"{part.path}, part {part.index}")
+                tokens, starts = lay_out(encoded, self._tokenizer.eot, manifest.placement, train.dtype)
+                ends = np.append(starts[1:], len(tokens))
+                in_val = is_val(batch.hashes, manifest.val_fraction)
+                for first, last in _runs(in_val):
+                    a, b = starts[first], ends[last - 1]
+                    shard = val if in_val[first] else train
+                    shard.append(tokens[a:b], starts[first:last] - a, batch.hashes[first:last])
+                self._advance(len(tokens))
+            record = PartRecord(
+                source=part.source,
+                first=part.first,
+                last=part.last,
+                counts=counts,
+                train=train.seal(),
+                val=val.seal(),
+            )
+        publish_bytes(_receipt(self.job.folder, part.index), encode(record))
+        return record
+
+
+def lay_out(
+    encoded: Encoded, eot: int, placement: Placement, dtype: np.dtype[np.unsignedinteger]
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """The documents end to end, an end-of-text `before` or `after` each: (tokens,), and (documents,) starts."""
+    ids, offsets = encoded
+    if len(ids) and int(ids.max()) >= eot:
+        raise CorruptError(f"the engine gave token id {ids.max()}, the vocabulary's text ids end at {eot - 1}")
+    count = len(offsets) - 1
+    starts = offsets[:-1] + np.arange(count)
+    marks = starts if placement == "before" else offsets[1:] + np.arange(count)
+    tokens = np.empty(len(ids) + count, dtype)
+    text = np.ones(len(tokens), np.bool_)
+    text[marks] = False
+    tokens[marks] = eot
+    tokens[text] = ids
+    return tokens, starts
+
+
+def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """The (first, last) of each stretch of equal flags."""
+    edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]
+    return zip(edges, edges[1:], strict=False)
+
+
+def _shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
+    return folder / f"train-{index:05}.bin", folder / f"val-{index:05}.bin"
+
+
+def _receipt(folder: Path, index: int) -> Path:
+    return folder / ".parts" / f"{index:05}.json"
+
+
+def _sealed(job: Job, parts: list[Part]) -> dict[int, PartRecord]:
+    """The parts that are finished: those of the manifest, and those a run before this one sealed and did not publish."""
+    sealed = dict(enumerate(job.manifest.parts))
+    for part in parts[len(sealed) :]:
+        receipt = _receipt(job.folder, part.index)
+        if receipt.exists():
+            record = decode(receipt.read_bytes(), PartRecord, receipt)
+            sizes = {path.name: path.stat().st_size for path in _shard_paths(job.folder, part.index) if path.exists()}
+            if sizes == {shard.file: shard.nbytes for shard in (record.train, record.val)}:
+                sealed[part.index] = record
+    return sealed
+
+
+def _prefix(sealed: dict[int, PartRecord], max_tokens: int) -> Iterator[PartRecord]:
+    """The parts from the first on without a gap, until they hold enough."""
+    tokens = index = 0
+    while index in sealed and (not max_tokens or tokens < max_tokens):
+        yield sealed[index]
+        tokens += sealed[index].train.tokens + sealed[index].val.tokens
+        index += 1
+
+
+def _enough(sealed: dict[int, PartRecord], max_tokens: int) -> bool:
+    tokens = sum(record.train.tokens + record.val.tokens for record in _prefix(sealed, max_tokens))
+    return bool(max_tokens) and tokens >= max_tokens
+
+
+def _in_pool(
+    job: Job, pending: list[Part], sealed: dict[int, PartRecord], max_tokens: int, workers: int, advance: Advance
+) -> None:
+    """Build `pending` on `workers` processes, adding to `sealed`; at most two tasks a worker wait in the queue."""
+    context = multiprocessing.get_context("spawn")
+    done, stop = context.Value("Q"), context.Event()
+    waiting = iter(pending)
+    running: dict[Future[PartRecord], Part] = {}
+    shown = 0
+    with ProcessPoolExecutor(workers, context, _start_worker, (job, done, stop)) as pool:
+        try:
+            while True:
+                while len(running) < 2 * workers and not _planned_enough(sealed, running, max_tokens):
+                    part = next(waiting, None)
+                    if part is None:
+                        break
+                    running[pool.submit(_build, part)] = part
+                if not running:
+                    return
+                finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                advance(done.value - shown)
+                shown = done.value
+                for future in finished:
+                    sealed[running.pop(future).index] = future.result()
+        except BrokenProcessPool as error:
+            raise HostError(
+                "a worker process was killed, most likely because memory ran out",
+                "the parts that were sealed are kept",
+                f"run again with fewer than {workers} workers: --set tokens.workers=1",
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _planned_enough(sealed: dict[int, PartRecord], running: dict[Future[PartRecord], Part], max_tokens: int) -> bool:
+    """Whether what is sealed and what is being built should hold enough; if the estimate is short, more follow."""
+    if not max_tokens:
+        return False
+    tokens = sum(record.train.tokens + record.val.tokens for record in sealed.values())
+    return tokens + sum(part.estimated_tokens for part in running.values()) >= max_tokens
+
+
+class _Stopped(MillpondError):
+    pass
+
+
+_builder: Builder
+
+
+def _start_worker(job: Job, done: Any, stop: Any) -> None:
+    """Set up one process of the pool: Ctrl-C is the parent's to handle, and the parent's death is the worker's."""
+    global _builder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+    def advance(tokens: int) -> None:
+        with done.get_lock():
+            done.value += tokens
+        if stop.is_set():
+            raise _Stopped("stopped")
+
+    _builder = Builder(job, advance)
+
+
+def _die_with(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)
+
+
+def _build(part: Part) -> PartRecord:
+    return _builder.build(part)

@@ -1,0 +1,143 @@
+"""The only place that publishes a file: written under a temporary name, fsynced, renamed, and the folder fsynced.
+
+A name that does not start with a dot is therefore always whole, also after a kill or a power cut.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shards.errors import from_os_error
+
+
+def make_folder(path: Path) -> Path:
+    """Make `path` and its missing parents, each one durable in its own parent, and return it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
+    except OSError as error:
+        raise from_os_error(error, path, "made") from error
+    return path
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all, replacing what was there."""
+    with AtomicFile(path) as out:
+        out.write(data)
+        out.publish()
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise from_os_error(error, path, "read") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in `folder`. The caller holds the lock of whatever lives there."""
+    for stale in folder.glob(".*.tmp"):
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
+
+
+class AtomicFile:
+    """A file that appears under its name only through `publish()`; leaving the `with` block without it leaves nothing.
+
+    The temporary name is unique to this writer, so two processes never write into the same file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temp = _temporary(path)
+        try:
+            self._file = self._temp.open("xb", buffering=1 << 20)
+        except OSError as error:
+            raise from_os_error(error, path, "written") from error
+
+    def write(self, data: bytes | memoryview, at: int | None = None) -> None:
+        """Append `data`, or overwrite the bytes that start `at` an offset."""
+        try:
+            if at is not None:
+                self._file.seek(at)
+            self._file.write(data)
+        except OSError as error:
+            raise from_os_error(error, self.path, "written") from error
+
+    def digest(self) -> str:
+        """The sha256 of everything written so far, in hex."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise from_os_error(error, self.path, "written") from error
+        return sha256_of(self._temp)
+
+    def publish(self) -> None:
+        """Make the file durable and visible under its name."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temp.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise from_os_error(error, self.path, "published") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # closing flushes, and on a full disk that fails once more
+            self._file.close()
+        self._temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill with files; it takes the name `path` when the block ends, or vanishes if it raises."""
+    temp = _temporary(path)
+    try:
+        temp.mkdir()
+        yield temp
+        for file in temp.iterdir():
+            _sync(file)
+        _sync(temp)
+        if path.exists():
+            shutil.rmtree(path)
+        temp.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise from_os_error(error, path, "written") from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid():x}-{secrets.token_hex(4)}.tmp")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "nt":  # Windows has no fsync of a folder; its rename is journalled
+        _sync(path)

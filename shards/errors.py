@@ -1,0 +1,96 @@
+"""Every error millpond raises on purpose, and the exit code each one ends the command with.
+
+    MillpondError
+    ├── RefusedError    1   what is asked contradicts what is already there
+    ├── ConfigError     2   a config, an option or an argument is wrong
+    ├── HostError       3   this machine cannot do it: permissions, a missing package
+    ├── CorruptError    4   bytes are not what they must be
+    ├── DiskError       5   full, over quota, failing
+    ├── NetworkError    6   the other side did not deliver
+    └── Interrupted   130/143   stopped by a signal, after a checkpoint
+"""
+
+import errno
+import signal
+from pathlib import Path
+
+
+class MillpondError(Exception):
+    """What is wrong (path, offset, got, expected), why it matters, and the command that mends it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        super().__init__(what, why, fix)  # positional, so that it survives the trip from a worker process
+        self.what, self.why, self.fix = what, why, fix
+
+    def __str__(self) -> str:
+        return "\n".join(part for part in (self.what, self.why, self.fix and f"to mend: {self.fix}") if part)
+
+
+class RefusedError(MillpondError):
+    """What is asked contradicts what is already on disk."""
+
+
+class ConfigError(MillpondError):
+    """A config, an option or an argument is wrong."""
+
+    exit_code = 2
+
+
+class HostError(MillpondError):
+    """This machine cannot do what is asked."""
+
+    exit_code = 3
+
+
+class CorruptError(MillpondError):
+    """Bytes on disk are not what their header, manifest or hash says."""
+
+    exit_code = 4
+
+
+class DiskError(MillpondError):
+    """The disk is full, over quota or failing."""
+
+    exit_code = 5
+
+
+class NetworkError(MillpondError):
+    """The other side did not deliver."""
+
+    exit_code = 6
+
+
+class Interrupted(MillpondError):
+    """A signal ended the work after everything worth keeping was saved."""
+
+    def __init__(self, signum: int, saved: str) -> None:
+        super().__init__(f"{signal.Signals(signum).name}: {saved}", "", "run the same command again to go on")
+        self.exit_code = 128 + signum
+
+
+_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def from_os_error(error: OSError, path: Path, doing: str) -> MillpondError:
+    """The typed error for an OSError met while `doing` something to `path`."""
+    reason = error.strerror or str(error)
+    if error.errno in _PERMISSION:
+        return HostError(
+            f"{path}: cannot be {doing}: {reason}",
+            "nothing was changed",
+            "make the folder writable, or choose another place with --home DIR",
+        )
+    if error.errno in _SPACE:
+        return DiskError(
+            f"{path}: cannot be {doing}: {reason}",
+            "nothing half-written was published; what was finished before is kept",
+            "free some space and run the same command again, or choose another disk with --home DIR",
+        )
+    if error.errno == errno.ELOOP:
+        return CorruptError(f"{path}: is a link, and links are not followed in a token folder")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return ConfigError(f"{path}: cannot be {doing}: {reason}", "", "check the path")
+    return DiskError(f"{path}: cannot be {doing}: {reason}", "the disk may be failing", "check it, then run again")

@@ -1,0 +1,181 @@
+"""manifest.json: what a token folder holds and what it was made from. Written last; no clock, host or path in it.
+
+Identical inputs give identical bytes. It may come from a stranger, so its schema is strict and its size bounded.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from shards.atomic import publish_bytes
+from shards.errors import ConfigError, CorruptError, from_os_error
+from shards.header import Placement
+
+MANIFEST = "manifest.json"
+_MAX_BYTES = 64 << 20
+
+T = TypeVar("T")
+Split = Literal["train", "val"]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Xxh3 = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$")]
+Words = Annotated[str, Meta(max_length=1000)]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class ShardRecord(_Record, kw_only=True):
+    """One shard and its sidecar. `xxh3` is of the token bytes, the sha256s are of whole files."""
+
+    file: FileName
+    tokens: Count
+    documents: Count
+    nbytes: Count
+    max_id: Annotated[int, Meta(ge=-1, le=2**32 - 1)]
+    sha256: Sha256
+    xxh3: Xxh3
+    docs_sha256: Sha256
+
+    @property
+    def sidecar(self) -> str:
+        """The name of the file of document starts and hashes."""
+        return self.file.removesuffix(".bin") + ".docs.npy"
+
+
+class Counts(_Record, kw_only=True):
+    """What became of a part's rows: `rows - null - empty` are documents; the others are among them."""
+
+    rows: Count = 0
+    null: Count = 0
+    empty: Count = 0
+    repaired: Count = 0  # lone surrogates or invalid UTF-8, replaced by U+FFFD
+    literal_eot: Count = 0  # holds the text of the end-of-text token, encoded as ordinary text
+    text_bytes: Count = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Both together."""
+        names = self.__struct_fields__
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+class PartRecord(_Record, kw_only=True):
+    """A range of row groups (parquet) or bytes (jsonl) of one source file, and the two shards it became."""
+
+    source: Count
+    first: Count
+    last: Count
+    counts: Counts
+    train: ShardRecord
+    val: ShardRecord
+
+
+class SourceRecord(_Record, kw_only=True):
+    """One file of text as it was read."""
+
+    name: Words
+    nbytes: Count
+    sha256: Sha256
+
+
+class CorpusRecord(_Record, kw_only=True):
+    """Where the documents come from. `details` is the pinned commit, or the packages and their versions."""
+
+    kind: Words
+    name: Words
+    text_column: Words
+    details: dict[str, Words]
+
+
+class TokenizerRecord(_Record, kw_only=True):
+    """The folder's own tokenizer: `tokenizer.tiktoken` rules, `tokenizer.json` is the same for Hugging Face."""
+
+    name: Words
+    pattern: Literal["gpt2"]
+    vocab_size: Annotated[int, Meta(ge=257, le=2**31 - 1)]
+    eot: Count
+    ranks_sha256: Sha256
+    json_sha256: Sha256
+
+
+class Manifest(_Record, kw_only=True):
+    """Everything a token folder holds. `complete` says that no part of the corpus is left to prepare."""
+
+    format: Literal["millpond-tokens-1"] = "millpond-tokens-1"
+    fingerprint: Sha256
+    corpus: CorpusRecord
+    sources: list[SourceRecord]
+    tokenizer: TokenizerRecord
+    placement: Placement
+    val_fraction: Annotated[float, Meta(ge=0, le=0.5)]
+    part_tokens: Annotated[int, Meta(ge=1, le=2**30)]
+    complete: bool
+    parts: list[PartRecord]
+
+    def shards(self, split: Split) -> list[ShardRecord]:
+        """The split's shards, in order."""
+        return [getattr(part, split) for part in self.parts]
+
+    def tokens(self, split: Split) -> int:
+        """How many tokens the split has."""
+        return sum(shard.tokens for shard in self.shards(split))
+
+    @property
+    def counts(self) -> Counts:
+        """The counts of all parts together."""
+        total = Counts()
+        for part in self.parts:
+            total = total.plus(part.counts)
+        return total
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Every file the folder must hold beside the manifest, with its sha256."""
+        yield "tokenizer.tiktoken", self.tokenizer.ranks_sha256
+        yield "tokenizer.json", self.tokenizer.json_sha256
+        for part in self.parts:
+            for shard in (part.train, part.val):
+                yield shard.file, shard.sha256
+                yield shard.sidecar, shard.docs_sha256
+
+    def write(self, folder: Path) -> None:
+        """Publish the manifest: from here on the folder is what this says."""
+        publish_bytes(folder / MANIFEST, encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of `folder`; ConfigError when there is none, CorruptError when it is not one."""
+        path = folder / MANIFEST
+        try:
+            nbytes = path.stat().st_size
+            data = path.read_bytes() if nbytes <= _MAX_BYTES else b""
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path}: no such file", "a token folder is finished when its manifest exists", "millpond prepare"
+            ) from None
+        except OSError as error:
+            raise from_os_error(error, path, "read") from error
+        if nbytes > _MAX_BYTES:
+            raise CorruptError(f"{path}: {nbytes} bytes, a manifest has at most {_MAX_BYTES}")
+        return decode(data, cls, path)
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """Canonical JSON: fields in the order of the struct, other keys sorted, two spaces, one newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"
+
+
+def decode(data: bytes, kind: type[T], path: Path) -> T:
+    """`data` as a `kind`; whatever is wrong with it becomes one CorruptError that names `path`."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CorruptError(
+            f"{path}: not a valid {kind.__name__}: {error}",
+            "it was damaged or written by something else",
+            "copy it again from where it came, or remove it and run the same command again",
+        ) from error

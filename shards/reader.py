@@ -1,0 +1,189 @@
+"""Reading shards through the page cache: opening costs milliseconds, whatever the size, and copies nothing."""
+
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shards.errors import ConfigError, CorruptError, from_os_error
+from shards.header import HEADER_BYTES, ShardHeader
+from shards.manifest import Manifest, ShardRecord, Split
+from shards.tokenizer import Tokenizer
+from shards.writer import DOCS_DTYPE, sidecar_of
+
+Tokens = NDArray[np.unsignedinteger]
+_AGAIN = "copy the file again from where it came, or remove the token folder and run millpond prepare"
+
+
+class Shard:
+    """One memory-mapped shard: `header`, and `tokens`, a read-only (tokens,) array of uint16 or uint32.
+
+    Opens llm.c's files as well. CorruptError when the size is not what the header says.
+    """
+
+    def __init__(self, path: Path, *, follow_links: bool = True) -> None:
+        self.path = path
+        try:
+            descriptor = os.open(path, os.O_RDONLY | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
+        except OSError as error:
+            raise from_os_error(error, path, "opened") from error
+        try:
+            size = os.fstat(descriptor).st_size
+            self.header = ShardHeader.unpack(os.read(descriptor, HEADER_BYTES), str(path))
+            if size != self.header.nbytes:
+                raise CorruptError(
+                    f"{path}: {size:,} bytes, its header says {self.header.nbytes:,} ({self.header.tokens:,} tokens)",
+                    "the file was cut short or something was appended",
+                    _AGAIN,
+                )
+            self.tokens: Tokens = np.empty(0, self.header.dtype)
+            if self.header.tokens:
+                view = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+                if hasattr(view, "madvise"):  # readahead around random windows reads 350 times what is used
+                    view.madvise(mmap.MADV_RANDOM)
+                self.tokens = np.frombuffer(view, self.header.dtype, self.header.tokens, HEADER_BYTES)
+        finally:
+            os.close(descriptor)
+
+    @cached_property
+    def documents(self) -> NDArray[np.void]:
+        """The sidecar: a (documents,) array of `start` (u8, a token offset) and `hash` (u8, xxh3-64 of the text)."""
+        path = sidecar_of(self.path)
+        try:
+            docs = np.load(path, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise from_os_error(error, path, "read") from error
+        except ValueError as error:
+            raise CorruptError(f"{path}: not a document index: {error}", "", _AGAIN) from error
+        if docs.dtype != DOCS_DTYPE or docs.shape != (self.header.documents,):
+            raise CorruptError(
+                f"{path}: {docs.shape} of {docs.dtype}, expected ({self.header.documents},) of {DOCS_DTYPE}", "", _AGAIN
+            )
+        return docs
+
+    def document(self, i: int) -> Tokens:
+        """The tokens of document `i`, its end-of-text included."""
+        if not 0 <= i < self.header.documents:
+            raise IndexError(f"document {i}: {self.path} has {self.header.documents}")
+        last = i + 1 == self.header.documents
+        stop = self.header.tokens if last else int(self.documents["start"][i + 1])
+        return self.tokens[int(self.documents["start"][i]) : stop]
+
+    def check_hash(self) -> None:
+        """Read every token; CorruptError when they are not what was written."""
+        found = xxhash.xxh3_64_intdigest(self.tokens.data)
+        if found != self.header.xxh3:
+            raise CorruptError(
+                f"{self.path}: xxh3 of the tokens is {found:016x}, its header says {self.header.xxh3:016x}",
+                "at least one token differs from what was written: the disk or a copy damaged it",
+                _AGAIN,
+            )
+
+
+class TokenStream:
+    """The shards of one split as one long array of tokens that is never assembled."""
+
+    def __init__(self, shards: Sequence[Shard], dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self._arrays = [shard.tokens for shard in shards]
+        self._starts = [0, *np.cumsum([len(array) for array in self._arrays], dtype=int).tolist()]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def window(self, start: int, n: int) -> Tokens:
+        """Tokens `start` to `start + n`: a view when they lie in one shard, else one copy of just them."""
+        i = self._locate(start, n)
+        at = start - self._starts[i]
+        if at + n <= len(self._arrays[i]):
+            return self._arrays[i][at : at + n]
+        out = np.empty(n, self.dtype)
+        self.read_into(start, out)
+        return out
+
+    def read_into(self, start: int, out: Tokens) -> None:
+        """Fill `out`, 1-D and of the stream's dtype, with the tokens from `start` on."""
+        i, filled = self._locate(start, len(out)), 0
+        while filled < len(out):
+            at = start + filled - self._starts[i]
+            piece = self._arrays[i][at : at + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            i += 1
+
+    def _locate(self, start: int, n: int) -> int:
+        if start < 0 or n < 0 or start + n > len(self):
+            raise IndexError(f"tokens {start} to {start + n}: the stream has {len(self)}")
+        return min(bisect_right(self._starts, start) - 1, max(len(self._arrays) - 1, 0))
+
+
+class TokenFolder:
+    """A token folder: its manifest, its tokenizer, and a stream for each split.
+
+    `verify`: "size" compares every header and size with the manifest, "hash" also reads all tokens. `parts` opens only
+    the first so many parts, so that growth does not disturb a run that started before it.
+    """
+
+    def __init__(self, path: Path, verify: Literal["size", "hash"] = "size", parts: int | None = None) -> None:
+        self.path = path
+        self.manifest = Manifest.read(path)
+        available = len(self.manifest.parts)
+        if parts is not None and parts > available:
+            raise ConfigError(
+                f"{path}: {parts} parts were pinned, the folder has {available}",
+                "the run started with more tokens than are here now",
+                "millpond prepare with the max_tokens that the run was started with",
+            )
+        self.parts = available if parts is None else parts
+        self._shards: dict[Split, list[Shard]] = {
+            "train": [self._open(record) for record in self.manifest.shards("train")[: self.parts]],
+            "val": [self._open(record) for record in self.manifest.shards("val")[: self.parts]],
+        }
+        if verify == "hash":
+            with ThreadPoolExecutor(4) as pool:  # hashing and page faults both release the GIL
+                for _ in pool.map(Shard.check_hash, (*self._shards["train"], *self._shards["val"])):
+                    pass
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that lies in the folder."""
+        record = self.manifest.tokenizer
+        return Tokenizer.load(self.path / "tokenizer.tiktoken", record.name, record.ranks_sha256)
+
+    def shards(self, split: Split) -> list[Shard]:
+        """The split's open shards, in order."""
+        return self._shards[split]
+
+    def stream(self, split: Split) -> TokenStream:
+        """All tokens of a split, end-of-text tokens included."""
+        dtype = np.dtype("<u2" if self.manifest.tokenizer.vocab_size <= 2**16 else "<u4")
+        return TokenStream(self._shards[split], dtype)
+
+    def _open(self, record: ShardRecord) -> Shard:
+        shard = Shard(self.path / record.file, follow_links=False)
+        header, tokenizer = shard.header, self.manifest.tokenizer
+        for what, got, expected in (
+            ("vocabulary", header.vocab_size, tokenizer.vocab_size),
+            ("end-of-text id", header.eot, tokenizer.eot),
+            ("end-of-text placement", header.placement, self.manifest.placement),
+            ("fingerprint", header.fingerprint, self.manifest.fingerprint),
+            ("tokens", header.tokens, record.tokens),
+            ("documents", header.documents, record.documents),
+            ("largest id", header.max_id, record.max_id),
+            ("xxh3", f"{header.xxh3:016x}", record.xxh3),
+        ):
+            if got != expected:
+                raise CorruptError(
+                    f"{shard.path}: {what} is {got}, the manifest says {expected}",
+                    "the shard belongs to another token folder or another tokenizer",
+                    _AGAIN,
+                )
+        return shard

@@ -1,0 +1,111 @@
+"""Checkpoints: a folder that appears whole, hashed inside, and is believed only when every hash agrees.
+
+`model.safetensors`, `state.safetensors` (optimizers, random generators, running sums), `state.json`, and `SHA256SUMS`
+over them all, which `sha256sum -c` reads. Nothing is pickled.
+"""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from shards.atomic import published_folder, sha256_of, sweep
+from shards.errors import CorruptError, MillpondError, from_os_error
+from shards.manifest import encode
+
+logger = logging.getLogger(__name__)
+SUMS = "SHA256SUMS"
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a run is. `position` counts windows delivered; the order and the folder say which ones those were."""
+
+    step: int
+    tokens: int
+    position: int
+    order_version: int
+    folder_fingerprint: str
+    parts: int
+    logged_steps: int  # steps in the running sum of losses
+
+
+class Checkpoint(NamedTuple):
+    """What is needed to go on exactly: names to tensors, on the CPU."""
+
+    progress: Progress
+    model: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Publish `folder/step-NNNNNN`, then remove all but the newest `keep`."""
+    path = folder / f"step-{checkpoint.progress.step:06}"
+    with published_folder(path) as temp:
+        save_file(checkpoint.model, temp / "model.safetensors")
+        save_file(checkpoint.state, temp / "state.safetensors")
+        (temp / "state.json").write_bytes(encode(checkpoint.progress))
+        sums = "".join(f"{sha256_of(file)}  {file.name}\n" for file in sorted(temp.iterdir()))
+        (temp / SUMS).write_text(sums)
+    for old in _steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None when there is none at all.
+
+    A damaged one is reported and passed over. CorruptError when all are damaged.
+    """
+    sweep(folder)
+    damaged: list[str] = []
+    for path in reversed(_steps(folder)):
+        try:
+            return load(path)
+        except MillpondError as error:
+            logger.warning("%s\nthis checkpoint is damaged; going back to the one before it", error.what)
+            damaged.append(path.name)
+    if damaged:
+        raise CorruptError(
+            f"{folder}: every checkpoint is damaged: {', '.join(damaged)}",
+            "the run cannot go on from bytes that changed since they were written",
+            "restore one from a backup, or start over with --fresh",
+        )
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """One checkpoint; CorruptError unless every file is what SHA256SUMS says."""
+    try:
+        sums = dict(reversed(line.split("  ", 1)) for line in (path / SUMS).read_text().splitlines())
+        for name in ("model.safetensors", "state.safetensors", "state.json"):
+            found = sha256_of(path / name)
+            if found != sums.get(name):
+                raise CorruptError(f"{path / name}: sha256 is {found}, {SUMS} says {sums.get(name)}")
+        return Checkpoint(
+            msgspec.json.decode((path / "state.json").read_bytes(), type=Progress),
+            load_file(path / "model.safetensors"),
+            load_file(path / "state.safetensors"),
+        )
+    except OSError as error:
+        raise from_os_error(error, path, "read") from error
+    except (ValueError, SafetensorError, msgspec.MsgspecError) as error:
+        raise CorruptError(f"{path}: not a checkpoint: {error}") from error
+
+
+def weights_hash(model: dict[str, torch.Tensor]) -> str:
+    """One sha256 over all weights, to compare two runs by."""
+    digest = hashlib.sha256()
+    for name in sorted(model):
+        digest.update(name.encode())
+        digest.update(model[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")))

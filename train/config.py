@@ -1,0 +1,86 @@
+"""The [model], [optim] and [train] tables of a recipe. Defaults live here and nowhere else."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+NOT_IDENTITY = {"identity": False}  # marks a field that cannot change what is learned
+
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(ge=0, le=100)]
+Tokens = Annotated[int, Meta(ge=0, le=2**50)]
+Cadence = Annotated[int, Meta(ge=0, le=2**40, extra=NOT_IDENTITY)]
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A decoder-only transformer. `gpt2` is GPT-2's form, `modern` is exactly Qwen3's; see model.py."""
+
+    family: Literal["gpt2", "modern"] = "modern"
+    n_layer: Size = 12
+    n_head: Size = 6
+    d_model: Size = 768
+    d_ff: Annotated[int, Meta(ge=0, le=2**20)] = 0  # 0: 4 d_model for gpt2; 8/3 d_model, to a multiple of 64, for modern
+    seq_len: Annotated[int, Meta(ge=2, le=2**20)] = 1024
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    tied: bool | None = None  # one table for embedding and head; unset: tied for gpt2, untied for modern
+    qkv_bias: bool | None = None  # unset: biased for gpt2; modern has none
+    rope_theta: Annotated[float, Meta(gt=0, le=1e9)] = 10_000.0
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding table."""
+        return self.family == "gpt2" if self.tied is None else self.tied
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return self.family == "gpt2" if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def ff_width(self) -> int:
+        """The width of the feed-forward layers."""
+        if self.d_ff:
+            return self.d_ff
+        return 4 * self.d_model if self.family == "gpt2" else -(-8 * self.d_model // (3 * 64)) * 64
+
+
+class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The optimizer and its schedule. With `muon`, `lr` is for the matrices of the blocks and AdamW takes the rest."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: Rate = 0.025
+    embed_lr: Rate = 0.05  # muon only, as the two below
+    head_lr: Rate = 0.004
+    norm_lr: Rate = 0.015
+    weight_decay: Fraction = 0.05
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.8
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Meta(gt=0, le=1)] = 1e-10
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.95  # muon only; rises from 0.85 over `momentum_warmup` steps
+    momentum_warmup: Annotated[int, Meta(ge=0, le=2**40)] = 300
+    clip: Rate = 1.0  # of the global gradient norm; 0 = off
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Meta(ge=0, le=2**40)] = 20
+    decay_fraction: Fraction = 0.7  # linear: the last part of the run, in which the rate falls
+    final_lr: Fraction = 0.0  # of the peak, at the last step
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long, in what steps, and what is written on the way."""
+
+    tokens: Tokens = 0  # or steps
+    steps: Annotated[int, Meta(ge=0, le=2**40)] = 0
+    batch_tokens: Annotated[int, Meta(ge=1, le=2**40)] = 262_144
+    micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337
+    eval_every: Cadence = 250  # steps; 0 = only at the start and the end
+    eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 10_485_760
+    sample_every: Cadence = 500
+    sample_tokens: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 64
+    prompts: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ("The", "In this paper we")
+    checkpoint_every: Cadence = 250  # 0 = only at the end
+    keep_checkpoints: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 2
+    log_every: Annotated[int, Meta(ge=1, le=2**40, extra=NOT_IDENTITY)] = 10

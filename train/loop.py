@@ -1,0 +1,321 @@
+"""The training loop, one column read from top to bottom: step, log, evaluate, sample, save.
+
+Everything that is written depends only on the recipe, the token folder and the step, so a run that was killed at any
+instant and started again writes what it would have written.
+"""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from shards.atomic import make_folder
+from shards.errors import ConfigError, CorruptError, Interrupted, RefusedError
+from shards.reader import TokenFolder
+from train import checkpoint as checkpoints
+from train.checkpoint import Checkpoint, Progress
+from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.device import autocast, device_name, fitting_micro_batch, pick_device, resolve_precision
+from train.evaluate import Evaluation, evaluate
+from train.loader import TokenLoader
+from train.metrics import Row, RowLog
+from train.model import Model
+from train.optim import Optimizers
+from train.order import ORDER_VERSION
+from train.sample import generate
+from train.step import train_step
+
+logger = logging.getLogger(__name__)
+Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save", row)
+
+
+class Job(NamedTuple):
+    """What to train on what, and where to write it. `parts`: how many of the token folder's parts the run sees."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    folder: Path
+    parts: int
+    checkpoints: Path
+    metrics: Path
+    samples: Path
+
+
+class Result(NamedTuple):
+    """How a finished run ended."""
+
+    steps: int
+    tokens: int
+    evaluation: Evaluation
+    weights_sha256: str
+
+
+def step_count(train: TrainConfig, seq_len: int) -> int:
+    """How many steps the recipe asks for; ConfigError unless a step is a whole number of windows."""
+    if train.batch_tokens % seq_len:
+        below = train.batch_tokens // seq_len * seq_len
+        raise ConfigError(
+            f"train.batch_tokens is {train.batch_tokens}, no multiple of model.seq_len, {seq_len}",
+            "a step is a whole number of windows",
+            f"--set train.batch_tokens={below or seq_len}",
+        )
+    if bool(train.tokens) == bool(train.steps):
+        raise ConfigError("set one of train.tokens and train.steps", f"they are {train.tokens} and {train.steps}")
+    return train.steps or max(1, train.tokens // train.batch_tokens)
+
+
+class Trainer:
+    """One run, from its newest whole checkpoint (or the beginning) to its end."""
+
+    def __init__(self, job: Job, emit: Emit) -> None:
+        self.job, self.emit = job, emit
+        self.steps = step_count(job.train, job.model.seq_len)
+        self.device = pick_device()
+        self.precision = resolve_precision(job.train, self.device)
+        self.folder = TokenFolder(job.folder, verify="hash", parts=job.parts)
+        vocab_size = self.folder.tokenizer.vocab_size
+        if len(self.folder.stream("val")) <= job.model.seq_len:
+            raise RefusedError(
+                f"{job.folder}: the validation split has {len(self.folder.stream('val')):,} tokens, "
+                f"one window takes {job.model.seq_len + 1:,}",
+                "a run without validation cannot be trusted",
+                "prepare more text, or raise tokens.val_fraction",
+            )
+        torch.manual_seed(job.train.seed)
+        if job.model.d_model % job.model.n_head or (job.model.d_model // job.model.n_head) % 2:
+            raise ConfigError(
+                f"model.d_model {job.model.d_model} over model.n_head {job.model.n_head} is no even head width"
+            )
+        self.model = Model(job.model, vocab_size).to(self.device)
+        self.optimizers = Optimizers(self.model, job.optim)
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.logged_steps = self.step = self.position = 0
+        self._restore(checkpoints.load_latest(make_folder(job.checkpoints)))
+        sequences = job.train.batch_tokens // job.model.seq_len
+        self.micro_batch = job.train.micro_batch or fitting_micro_batch(
+            sequences, self.model.parameter_count(), job.model, vocab_size, self.device, self.precision
+        )
+        if sequences % self.micro_batch:
+            raise ConfigError(
+                f"train.micro_batch is {self.micro_batch}, a step has {sequences} sequences",
+                "the batch must be the same whatever the card",
+                f"choose a divisor of {sequences}, or 0 to have it chosen",
+            )
+        self.accumulation = sequences // self.micro_batch
+
+    def run(self) -> Result:
+        """Train to the last step. Interrupted, after a checkpoint, when a signal asked for an end."""
+        train = self.job.train
+        self.metrics = RowLog(self.job.metrics, self.step if self.position else -1)
+        self.samples = RowLog(self.job.samples, self.step if self.position else -1)
+        stream = self.folder.stream("train")
+        with (
+            TokenLoader(
+                stream,
+                self.job.model.seq_len,
+                self.micro_batch,
+                train.seed,
+                position=self.position,
+                device=self.device,
+            ) as loader,
+            caught_signals() as caught,
+        ):
+            self._announce(loader.windows)
+            if self.step == 0:
+                self._evaluate()
+            self._start_clock(loader)
+            while self.step < self.steps:
+                self.lr = self.optimizers.schedule(self.step, self.steps)
+                result = train_step(
+                    self.model, self.optimizers, loader, self.accumulation, self.job.optim.clip, self._autocast
+                )
+                self.step += 1
+                self.position = loader.position
+                self.loss_sum += result.loss
+                self.logged_steps += 1
+                last = self.step == self.steps
+                if self.step % train.log_every == 0 or last:
+                    self._log(loader, result.grad_norm)
+                paused = time.perf_counter()
+                if _due(self.step, train.eval_every) or last:
+                    self._evaluate()
+                if _due(self.step, train.sample_every) or last:
+                    self._sample()
+                if _due(self.step, train.checkpoint_every) or last or caught:
+                    self._save()
+                if caught and not last:
+                    raise Interrupted(caught[0], f"saved at step {self.step} of {self.steps}")
+                self.clock += time.perf_counter() - paused
+        self.metrics.close()
+        self.samples.close()
+        weights = checkpoints.weights_hash(self.model.state_dict())
+        return Result(self.steps, self.steps * train.batch_tokens, self._measure(), weights)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.device, self.precision)
+
+    def _announce(self, windows: int) -> None:
+        job = self.job
+        self.emit(
+            "start",
+            {
+                "family": job.model.family,
+                "parameters": self.model.parameter_count(),
+                "device": device_name(self.device),
+                "precision": str(self.precision).removeprefix("torch."),
+                "steps": self.steps,
+                "step": self.step,
+                "batch_tokens": job.train.batch_tokens,
+                "micro_batch": self.micro_batch,
+                "accumulation": self.accumulation,
+                "seq_len": job.model.seq_len,
+                "epoch_tokens": windows * job.model.seq_len,
+            },
+        )
+
+    def _start_clock(self, loader: TokenLoader) -> None:
+        self.clock, self.clock_step, self.clock_wait = time.perf_counter(), self.step, loader.wait_seconds
+
+    def _log(self, loader: TokenLoader, grad_norm: torch.Tensor) -> None:
+        """One row: the mean loss since the row before, and what the steps between them cost."""
+        loss, norm = self.loss_sum.item() / self.logged_steps, grad_norm.item()  # the device is waited for here
+        self._require_finite(loss, norm)
+        seconds = time.perf_counter() - self.clock
+        waited = loader.wait_seconds - self.clock_wait
+        steps = self.step - self.clock_step
+        tokens = self.job.train.batch_tokens
+        row: Row = {
+            "step": self.step,
+            "tokens": self.step * tokens,
+            "loss": loss,
+            "lr": self.lr,
+            "grad_norm": norm,
+            "tok_per_s": round(steps * tokens / seconds, 1),
+            "data_wait_ms": round(1000 * waited / steps, 4),
+            "step_ms": round(1000 * seconds / steps, 2),
+            "stall_percent": round(100 * waited / seconds, 4),
+        }
+        self.metrics.write(row)
+        self.emit("log", {**row, "steps": self.steps, "eta_seconds": (self.steps - self.step) * seconds / steps})
+        self.loss_sum.zero_()
+        self.logged_steps = 0
+        self._start_clock(loader)
+
+    def _require_finite(self, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise RefusedError(
+                f"step {self.step}: the loss or the gradient norm is not a number any more: {values}",
+                "the run has diverged; the checkpoints from before are whole",
+                f"start over with a lower rate: --fresh --set optim.lr={self.job.optim.lr / 3:.2g}",
+            )
+
+    def _measure(self) -> Evaluation:
+        return evaluate(
+            self.model,
+            self.folder.stream("val"),
+            self.folder.tokenizer.byte_lengths,
+            self.job.train.eval_tokens,
+            self.micro_batch,
+            self._autocast,
+        )
+
+    def _evaluate(self) -> None:
+        found = self._measure()
+        row: Row = {
+            "step": self.step,
+            "tokens": self.step * self.job.train.batch_tokens,
+            "val_loss": found.loss,
+            "val_bpb": found.bpb,
+            "val_tokens": found.tokens,
+        }
+        self.metrics.write(row)
+        self.emit("eval", row)
+
+    def _sample(self) -> None:
+        for prompt in self.job.train.prompts:
+            with self._autocast():
+                text = generate(self.model, self.folder.tokenizer, prompt, self.job.train.sample_tokens)
+            row: Row = {"step": self.step, "prompt": prompt, "text": text}
+            self.samples.write(row)
+            self.emit("sample", row)
+
+    def _save(self) -> None:
+        """Publish a checkpoint of this step; everything that led to it is on disk before it is."""
+        self._require_finite(self.loss_sum.item())
+        self.metrics.sync()
+        self.samples.sync()
+        state = self.optimizers.tensors()
+        state["rng.cpu"], state["loss_sum"] = torch.get_rng_state(), self.loss_sum
+        if self.device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        progress = Progress(
+            step=self.step,
+            tokens=self.step * self.job.train.batch_tokens,
+            position=self.position,
+            order_version=ORDER_VERSION,
+            folder_fingerprint=self.folder.manifest.fingerprint,
+            parts=self.job.parts,
+            logged_steps=self.logged_steps,
+        )
+        model = self.model.state_dict()
+        path = checkpoints.save(self.job.checkpoints, Checkpoint(progress, model, state), self.job.train.keep_checkpoints)
+        self.emit("save", {"step": self.step, "path": str(path)})
+
+    def _restore(self, saved: Checkpoint | None) -> None:
+        """Take over everything a checkpoint holds. CorruptError when it belongs to other data or another order."""
+        if saved is None:
+            return
+        progress = saved.progress
+        for what, got, expected in (
+            ("token folder", progress.folder_fingerprint, self.folder.manifest.fingerprint),
+            ("parts", progress.parts, self.job.parts),
+            ("order version", progress.order_version, ORDER_VERSION),
+        ):
+            if got != expected:
+                raise CorruptError(
+                    f"{self.job.checkpoints}: the checkpoint's {what} is {got}, the run's is {expected}",
+                    "with other data behind it the same position means other windows",
+                    "start over with --fresh, or under another --name",
+                )
+        self.model.load_state_dict(saved.model)
+        state = saved.state
+        torch.set_rng_state(state.pop("rng.cpu"))
+        if (cuda := state.pop("rng.cuda", None)) is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, self.device)
+        self.loss_sum = state.pop("loss_sum").to(self.device)
+        self.optimizers.load_tensors(state)
+        self.step, self.position, self.logged_steps = progress.step, progress.position, progress.logged_steps
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM are added to, so that a step is finished and saved; the second one ends at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def catch(signum: int, _frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signum)
+        logger.warning("%s: saving after this step; once more to quit now", signal.Signals(signum).name)
+
+    before = {signum: signal.signal(signum, catch) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,56 @@
+"""metrics.jsonl and samples.jsonl: one JSON object a line, appended as the run goes, cut back when it is resumed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shards.atomic import publish_bytes
+from shards.errors import from_os_error
+
+Row = dict[str, Any]
+
+
+class RowLog:
+    """A file of rows that each have a `step`. Rows after `last_step` are dropped: that part of the run comes again."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self.path = path
+        kept = [row for row in read_rows(path) if row["step"] <= last_step]
+        publish_bytes(path, b"".join(map(_line, kept)))
+        self._file = path.open("ab")
+
+    def write(self, row: Row) -> None:
+        """Append one row, visible to readers at once. Its numbers are finite: JSON has no NaN."""
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise from_os_error(error, self.path, "written") from error
+
+    def sync(self) -> None:
+        """Make all rows durable; a checkpoint must never outlive the rows that led to it."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise from_os_error(error, self.path, "written") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a file; none when there is no file. A last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            rows.append(msgspec.json.decode(line, type=Row))
+    return rows
+
+
+def _line(row: Row) -> bytes:
+    return msgspec.json.encode(row) + b"\n"

@@ -1,0 +1,160 @@
+"""GPT-2 and its modern successor in one page of torch.
+
+`gpt2`: learned positions, LayerNorm, GELU (Radford et al. 2019); the weights OpenAI published fit. `modern`: exactly
+Qwen3's form, so that every tool that runs Qwen3 runs it: RoPE, RMSNorm, per-head query and key norms, SwiGLU, no biases.
+
+Shapes: B sequences, T tokens, D d_model, H heads, K = D / H, F ff_width, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.config import ModelConfig
+
+VOCAB_MULTIPLE = 64  # tensor cores want it; the rows past the vocabulary are never seen, nor counted
+
+
+def norm(config: ModelConfig, width: int) -> nn.Module:
+    """The family's normalisation over the last dimension."""
+    return nn.LayerNorm(width, eps=1e-5) if config.family == "gpt2" else nn.RMSNorm(width, eps=1e-6)
+
+
+class Attention(nn.Module):
+    """Causal self-attention. q, k and v are separate matrices: Muon orthogonalises each for itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        gpt2 = config.family == "gpt2"
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.q = nn.Linear(config.d_model, config.d_model, bias=config.has_qkv_bias)
+        self.k = nn.Linear(config.d_model, config.d_model, bias=config.has_qkv_bias)
+        self.v = nn.Linear(config.d_model, config.d_model, bias=config.has_qkv_bias)
+        self.o = nn.Linear(config.d_model, config.d_model, bias=gpt2)
+        head_width = config.d_model // config.n_head
+        self.q_norm = nn.Identity() if gpt2 else norm(config, head_width)
+        self.k_norm = nn.Identity() if gpt2 else norm(config, head_width)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        B, T, D = x.shape
+        q = self.q_norm(self.q(x).view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, H, T, K)
+        k = self.k_norm(self.k(x).view(B, T, self.n_head, -1)).transpose(1, 2)
+        v = self.v(x).view(B, T, self.n_head, -1).transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        return self.o(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021), the first half of each head paired with the second, as Qwen and Llama do."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class FeedForward(nn.Module):
+    """GELU (tanh form) for gpt2, SwiGLU (Shazeer 2020) for modern."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        gpt2 = config.family == "gpt2"
+        self.gate = None if gpt2 else nn.Linear(config.d_model, config.ff_width, bias=False)
+        self.up = nn.Linear(config.d_model, config.ff_width, bias=gpt2)
+        self.down = nn.Linear(config.ff_width, config.d_model, bias=gpt2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        hidden = F.gelu(self.up(x), approximate="tanh") if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        return self.down(hidden)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Norm, attention, norm, feed-forward, each added to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = norm(config, config.d_model)
+        self.attention = Attention(config)
+        self.feed_forward_norm = norm(config, config.d_model)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+
+class Model(nn.Module):
+    """Token ids to next-token logits. `generator` seeds the initial weights."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        assert config.d_model % config.n_head == 0
+        self.config, self.vocab_size = config, vocab_size
+        padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        self.embed = nn.Embedding(padded, config.d_model)
+        self.positions = nn.Embedding(config.seq_len, config.d_model) if config.family == "gpt2" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = norm(config, config.d_model)
+        self.head = None if config.is_tied else nn.Linear(config.d_model, padded, bias=False)
+        if config.family == "modern":
+            width = config.d_model // config.n_head
+            rates = config.rope_theta ** (-torch.arange(0, width, 2).float() / width)
+            angles = torch.arange(config.seq_len).float()[:, None] * rates  # (T, K / 2)
+            self.register_buffer("rope_cos", angles.cos(), persistent=False)
+            self.register_buffer("rope_sin", angles.sin(), persistent=False)
+        self._initialise(generator)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D): what the head reads."""
+        T = ids.shape[1]
+        assert self.config.seq_len >= T
+        x = self.embed(ids)
+        rope = None
+        if self.positions is None:
+            rope = self.rope_cos[:T].to(x.dtype), self.rope_sin[:T].to(x.dtype)
+        else:
+            x = x + self.positions.weight[:T]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rope)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, V) logits."""
+        table = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(self.hidden(ids), table)[..., : self.vocab_size]
+
+    def losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(B, T) and (B, T) int64 -> (B * T,) fp32 cross-entropies in nats."""
+        logits = self(inputs).float()
+        return F.cross_entropy(logits.reshape(-1, self.vocab_size), targets.reshape(-1), reduction="none")
+
+    def parameter_count(self) -> int:
+        """Parameters, without the rows that only pad the vocabulary: the number that papers publish."""
+        padding = (self.embed.num_embeddings - self.vocab_size) * self.config.d_model
+        tables = 1 if self.head is None else 2
+        return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
+
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        """gpt2 as its paper says: 0.02, and less by sqrt(2 layers) where a block adds to the stream. modern: blocks add
+        nothing and the head says nothing at first (zeros), so the first loss is ln(vocabulary) exactly."""
+        gpt2 = self.config.family == "gpt2"
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("attention.o.weight", "feed_forward.down.weight")):
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if gpt2 else 0.0
+                nn.init.normal_(parameter, 0.0, std, generator)
+            elif name == "head.weight":
+                nn.init.normal_(parameter, 0.0, 0.02 if gpt2 else 0.0, generator)
+            elif name == "embed.weight":
+                nn.init.normal_(parameter, 0.0, 0.02 if gpt2 or self.head is None else 1.0, generator)
+            elif parameter.dim() == 2:
+                std = 0.02 if gpt2 else 0.5 / math.sqrt(self.config.d_model)
+                nn.init.normal_(parameter, 0.0, std, generator)

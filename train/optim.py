@@ -1,0 +1,90 @@
+"""Which parameter is learned by which optimizer, at which rate, and whether it decays."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.config import OptimConfig
+from train.model import Model
+from train.schedule import lr_factor, momentum
+
+
+class Optimizers:
+    """One AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    Only matrices decay: not embeddings, biases or norm gains (they have no scale to lose). Muon: Jordan et al. 2024,
+    as in torch.optim; it has no state to tune per element, and each of q, k and v is orthogonalised for itself.
+    """
+
+    def __init__(self, model: Model, config: OptimConfig) -> None:
+        self.config = config
+        muon = config.name == "muon"
+        matrices, embeddings, head, rest = _groups(model)
+        adamw: list[dict[str, Any]] = [
+            {"params": embeddings, "lr": config.embed_lr if muon else config.lr, "weight_decay": 0.0},
+            {"params": head, "lr": config.head_lr if muon else config.lr, "weight_decay": 0.0 if muon else config.weight_decay},
+            {"params": rest, "lr": config.norm_lr if muon else config.lr, "weight_decay": 0.0},
+        ]
+        if not muon:
+            adamw.append({"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay})
+        self.each: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [group for group in adamw if group["params"]],
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                fused=True,
+            )
+        ]
+        if muon:
+            self.each.append(torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.each]
+
+    def schedule(self, step: int, steps: int) -> float:
+        """Set rates and momentum for `step` (0-based) of `steps`; returns the rate of `optim.lr`."""
+        factor = lr_factor(self.config, step, steps)
+        for optimizer, peaks in zip(self.each, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+                if isinstance(optimizer, torch.optim.Muon):
+                    group["momentum"] = momentum(self.config, step)
+        return self.config.lr * factor
+
+    def step(self) -> None:
+        """Update every parameter from its gradient, then forget the gradients."""
+        for optimizer in self.each:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole state, named `optimizer.parameter.what`. Rates are not in it: they follow from the step."""
+        return {
+            f"{i}.{parameter}.{what}": value
+            for i, optimizer in enumerate(self.each)
+            for parameter, state in optimizer.state_dict()["state"].items()
+            for what, value in state.items()
+        }
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `tensors()` gave."""
+        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.each]
+        for name, value in tensors.items():
+            i, parameter, what = name.split(".")
+            states[int(i)].setdefault(int(parameter), {})[what] = value
+        for optimizer, state in zip(self.each, states, strict=True):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _groups(model: Model) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices of the blocks, embeddings, head, everything else)."""
+    matrices, embeddings, head, rest = [], [], [], []
+    for name, parameter in model.named_parameters():
+        if name.startswith(("embed.", "positions.")):
+            embeddings.append(parameter)
+        elif name.startswith("head."):
+            head.append(parameter)
+        elif parameter.dim() == 2:
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    return matrices, embeddings, head, rest

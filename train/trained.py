@@ -1,0 +1,30 @@
+"""A trained model as it lies in a run's newest whole checkpoint."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.errors import RefusedError
+from shards.reader import TokenFolder
+from train import checkpoint as checkpoints
+from train.config import ModelConfig
+from train.device import pick_device
+from train.model import Model
+
+
+class Trained(NamedTuple):
+    """The model, on the device, and the step its weights are of."""
+
+    model: Model
+    step: int
+
+
+def load_trained(folder: Path, config: ModelConfig, tokens: TokenFolder) -> Trained:
+    """The newest whole checkpoint in `folder`. RefusedError when there is none yet."""
+    saved = checkpoints.load_latest(folder)
+    if saved is None:
+        raise RefusedError(
+            f"{folder}: no checkpoint yet", "the run has not come to its first one", "wait, or run millpond train again"
+        )
+    model = Model(config, tokens.tokenizer.vocab_size)
+    model.load_state_dict(saved.model)
+    return Trained(model.to(pick_device()).eval(), saved.progress.step)

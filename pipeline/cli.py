@@ -1,4 +1,4 @@
-"""The command line. No logic lives here: each verb reads its options, calls one function, and prints what it returns."""
+"""The command line. No logic lives here: a verb reads its options, calls one function and prints what comes back."""
 
 import json
 import logging
@@ -12,7 +12,6 @@ import click
 from shards.errors import HostError, Interrupted, MillpondError
 
 if TYPE_CHECKING:
-    from pipeline.config import Recipe
     from pipeline.stages import Pipeline
     from pipeline.terminal import Terminal
 
@@ -24,7 +23,7 @@ class _Failed(click.ClickException):
 
     def __init__(self, error: MillpondError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click calls it a class variable and reads the instance
 
     def show(self, file: Any = None) -> None:
         _terminal().error(self.message)
@@ -131,12 +130,14 @@ def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...],
 @_home
 def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
     """The newest checkpoint's validation loss."""
-    pipeline = _of_run(run, home)
-    found = pipeline.evaluate(run, tokens)
+    from pipeline import runs
+    from pipeline.layout import Layout
+
+    found = runs.evaluate(Layout(home), run, tokens)
     if as_json:
         _print_json(found)
         return
-    pipeline.terminal.result(
+    click.echo(
         f"{run}, step {found['step']:,}: {found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
         f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
     )
@@ -151,8 +152,10 @@ def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
 @_home
 def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, home: Path) -> None:
     """Text from the newest checkpoint."""
-    pipeline = _of_run(run, home)
-    pipeline.terminal.result(pipeline.sample(run, prompt, tokens, temperature, seed))
+    from pipeline import runs
+    from pipeline.layout import Layout
+
+    click.echo(runs.sample(Layout(home), run, prompt, tokens, temperature, seed))
 
 
 @main.command()
@@ -200,24 +203,11 @@ def doctor(as_json: bool, home: Path) -> None:
 
 def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str, Pipeline]":
     from pipeline.config import load
-
-    name, recipe = load(config, settings)
-    return name, _with(recipe, home)
-
-
-def _of_run(run: str, home: Path) -> "Pipeline":
-    from pipeline.config import load_run
-    from pipeline.layout import Layout
-    from pipeline.stages import existing_run
-
-    return _with(load_run(existing_run(Layout(home), run).recipe), home)
-
-
-def _with(recipe: "Recipe", home: Path) -> "Pipeline":
     from pipeline.layout import Layout
     from pipeline.stages import Pipeline
 
-    return Pipeline(Layout(home), recipe, _terminal())
+    name, recipe = load(config, settings)
+    return name, Pipeline(Layout(home), recipe, _terminal())
 
 
 def _terminal() -> "Terminal":

@@ -1,4 +1,4 @@
-"""One TOML file is one recipe. Unknown keys are refused with the nearest name; what is unset has the struct's default."""
+"""One TOML file is one recipe. Unknown keys are refused with the nearest name; defaults are the structs'."""
 
 import difflib
 import tomllib

@@ -10,34 +10,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from pipeline import config, receipt
+from pipeline import receipt, runs
 from pipeline.config import Recipe
-from pipeline.fingerprint import Difference, differences, fingerprint, identity
-from pipeline.layout import Layout, RunPaths
+from pipeline.fingerprint import fingerprint, identity
+from pipeline.layout import Layout
 from pipeline.terminal import Terminal
-from shards.atomic import make_folder, publish_bytes, sha256_of
+from shards.atomic import make_folder, sha256_of
 from shards.errors import ConfigError, CorruptError, RefusedError
-from shards.manifest import MANIFEST, Manifest, decode, encode
+from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.corpora import Corpus
-    from train.loop import Job
-
-MAX_NAME = 60
-
-
-class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """tokens.json of a run: the token folder and how many of its parts the run sees, whatever it grows to."""
-
-    folder: str
-    fingerprint: str
-    parts: int
 
 
 class Pipeline:
@@ -91,7 +80,9 @@ class Pipeline:
                     tokenizer = vocabulary.gpt2()
                 else:
                     self.terminal.note(f"training a byte-pair vocabulary of {tokens.vocab_size:,}")
-                    tokenizer = vocabulary.train_bpe(parts.read_all(planned, corpus.record.text_column), tokens.vocab_size)
+                    tokenizer = vocabulary.train_bpe(
+                        parts.read_all(planned, corpus.record.text_column), tokens.vocab_size
+                    )
                 manifest = Manifest(
                     format="millpond-tokens-1",
                     fingerprint=print_,
@@ -146,28 +137,24 @@ class Pipeline:
 
     def train(self, folder: Path, name: str, *, fresh: bool = False) -> None:
         """Train the run `name`, or go on with it, or say that it is done."""
-        run = self._run(name)
-        wanted = self._run_identity(folder)
+        run = self.layout.run(runs.checked_name(name))
+        wanted = runs.identity_of(self.recipe, folder.name)
         print_ = fingerprint(wanted)
         with self._locked(f"run-{name}", wait=False):
             if fresh and run.root.exists():
-                self.terminal.note(f"the run before is kept as {_set_aside(run.root)}")
+                self.terminal.note(f"the run before is kept as {runs.set_aside(run)}")
             if run.recipe.exists():
-                self._refuse_drift(run, wanted)
+                runs.refuse_drift(run, wanted)
             if found := receipt.read(run.receipt, print_):
-                loss = found.result["val_loss"]
-                self.terminal.stage("train", f"{name}: {found.result['steps']:,} steps, validation {loss:.4f}", done=True)
+                what = f"{found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
+                self.terminal.stage("train", f"{name}: {what}", done=True)
                 return
             if not run.recipe.exists():
-                make_folder(run.root)
-                manifest = Manifest.read(folder)
-                pinned = Pinned(folder=folder.name, fingerprint=manifest.fingerprint, parts=len(manifest.parts))
-                publish_bytes(run.tokens, encode(pinned))
-                config.save(self.recipe, run.recipe)
+                runs.begin(run, self.recipe, folder)
             from train.loop import Trainer
 
             began = time.perf_counter()
-            result = Trainer(self.job(run), self.terminal.training).run()
+            result = Trainer(runs.job(self.layout, run, self.recipe), self.terminal.training).run()
             numbers = {
                 "steps": result.steps,
                 "tokens": result.tokens,
@@ -177,71 +164,6 @@ class Pipeline:
             }
             receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
             self.terminal.finished(name, run, numbers)
-
-    def job(self, run: RunPaths) -> "Job":
-        """What the trainer needs to know of a run, as it was pinned when the run began."""
-        from train.loop import Job
-
-        pinned = read_pinned(run)
-        return Job(
-            model=self.recipe.model,
-            optim=self.recipe.optim,
-            train=self.recipe.train,
-            folder=self.layout.tokens / pinned.folder,
-            parts=pinned.parts,
-            checkpoints=run.checkpoints,
-            metrics=run.metrics,
-            samples=run.samples,
-        )
-
-    def evaluate(self, name: str, tokens: int) -> dict[str, Any]:
-        """The newest checkpoint's loss on the first `tokens` of validation (0: all), as written to evaluation.json."""
-        from shards.reader import TokenFolder
-        from train.device import autocast, fitting_micro_batch, pick_device, resolve_precision
-        from train.evaluate import evaluate
-        from train.trained import load_trained
-
-        run = existing_run(self.layout, name)
-        job = self.job(run)
-        folder = TokenFolder(job.folder, parts=job.parts)
-        trained = load_trained(job.checkpoints, job.model, folder)
-        began = time.perf_counter()
-        device = pick_device()
-        precision = resolve_precision(job.train, device)
-        stream = folder.stream("val")
-        batch = fitting_micro_batch(
-            16, trained.model.parameter_count(), job.model, folder.tokenizer.vocab_size, device, precision
-        )
-        found = evaluate(
-            trained.model,
-            stream,
-            folder.tokenizer.byte_lengths,
-            tokens or len(stream),
-            batch,
-            lambda: autocast(device, precision),
-        )
-        result: dict[str, Any] = {
-            "run": name,
-            "step": trained.step,
-            "token_folder": job.folder.name,
-            "seq_len": job.model.seq_len,
-            "val_tokens": found.tokens,
-            "val_loss": found.loss,
-            "val_bpb": found.bpb,
-        }
-        receipt.write(run.evaluation, "evaluate", fingerprint(result), result, time.perf_counter() - began)
-        return result
-
-    def sample(self, name: str, prompt: str, tokens: int, temperature: float, seed: int) -> str:
-        """Text from the newest checkpoint."""
-        from shards.reader import TokenFolder
-        from train.sample import generate
-        from train.trained import load_trained
-
-        job = self.job(existing_run(self.layout, name))
-        folder = TokenFolder(job.folder, parts=job.parts)
-        trained = load_trained(job.checkpoints, job.model, folder)
-        return generate(trained.model, folder.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
     def _engine(self) -> str:
         from prepare.encode import has_fastokens
@@ -265,36 +187,9 @@ class Pipeline:
             }
         )
 
-    def _run_identity(self, folder: Path) -> dict[str, Any]:
-        """All that can change what the run learns. The corpus and its options are in the token folder's fingerprint."""
-        recipe = self.recipe
-        return {
-            "token_folder": folder.name,
-            "model": identity(recipe.model),
-            "optim": identity(recipe.optim),
-            "train": identity(recipe.train),
-        }
-
-    def _refuse_drift(self, run: RunPaths, wanted: dict[str, Any]) -> None:
-        before = Pipeline(self.layout, config.load_run(run.recipe), self.terminal)
-        pinned = read_pinned(run)
-        found = differences(before._run_identity(self.layout.tokens / pinned.folder), wanted)
-        if found:
-            raise RefusedError(
-                f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(_line, found)),
-                "going on with other settings would be neither the one run nor the other",
-                "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
-            )
-
-    def _run(self, name: str) -> RunPaths:
-        allowed = name.replace("-", "").replace("_", "").replace(".", "")
-        if not allowed.isascii() or not allowed.isalnum() or name.startswith(".") or len(name) > MAX_NAME:
-            raise ConfigError(f"run name {name!r}: letters, digits, '.', '-' and '_' only, {MAX_NAME} at most")
-        return self.layout.run(name)
-
     @contextmanager
     def _locked(self, target: str, *, wait: bool = True) -> Iterator[None]:
-        """One process at a time works on `target`. Correctness does not rest on it: sealed files are never rewritten."""
+        """One process at a time works on `target`. Only order rests on it: every file is published whole regardless."""
         path = self.layout.lock(target)
         make_folder(path.parent)
         lock = FileLock(path)
@@ -303,7 +198,8 @@ class Pipeline:
         except Timeout:
             if not wait:
                 raise RefusedError(
-                    f"{target}: another process is working on it", "two would overwrite each other's checkpoints",
+                    f"{target}: another process is working on it",
+                    "two would overwrite each other's checkpoints",
                     "wait for it, or use another --name",
                 ) from None
             self.terminal.note(f"another process is working on {target}; waiting for it")
@@ -312,22 +208,6 @@ class Pipeline:
             yield
         finally:
             lock.release()
-
-
-def read_pinned(run: RunPaths) -> Pinned:
-    """What the run was started on."""
-    return decode(run.tokens.read_bytes(), Pinned, run.tokens)
-
-
-def existing_run(layout: Layout, name: str) -> RunPaths:
-    """The run's paths; ConfigError that lists the runs there are when there is none of that name."""
-    run = layout.run(name)
-    if not run.recipe.exists():
-        runs = sorted(path.parent.name for path in layout.runs.glob("*/run.toml"))
-        raise ConfigError(
-            f"no run {name!r} under {layout.runs}", f"there are: {', '.join(runs) or 'none yet'}", "millpond train"
-        )
-    return run
 
 
 def cores() -> int:
@@ -374,15 +254,3 @@ def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     ]
     if dropped:
         terminal.note("; ".join(dropped))
-
-
-def _line(difference: Difference) -> str:
-    return f"  {difference.field}: {difference.before} -> {difference.now}"
-
-
-def _set_aside(root: Path) -> str:
-    number = 1
-    while (aside := root.with_name(f"{root.name}.{number}")).exists():
-        number += 1
-    root.rename(aside)
-    return aside.name

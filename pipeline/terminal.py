@@ -30,7 +30,9 @@ class Terminal:
     def stage(self, name: str, what: str, *, done: bool = False) -> None:
         """A stage is finished, now or `done` already by a run before."""
         line = Text(f"{name:<9} ", style="dim" if done else "bold green")
-        self._log.print(line.append(what + (" (already done)" if done else ""), style="dim" if done else "not bold default"))
+        self._log.print(
+            line.append(what + (" (already done)" if done else ""), style="dim" if done else "not bold default")
+        )
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no error."""
@@ -77,10 +79,6 @@ class Terminal:
             f"validation {numbers['val_loss']:.4f} nats/token, {numbers['val_bpb']:.4f} bits/byte\n"
             f"everything is in {run.root}"
         )
-
-    def result(self, text: str) -> None:
-        """What was asked for, on stdout, as it is."""
-        self._out.print(text, markup=False)
 
     def error(self, text: str) -> None:
         """Why the command ended."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from itertools import pairwise
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def lay_out(
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """The (first, last) of each stretch of equal flags."""
     edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]
-    return zip(edges, edges[1:], strict=False)
+    return pairwise(edges)
 
 
 def _shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
@@ -159,7 +160,7 @@ def _receipt(folder: Path, index: int) -> Path:
 
 
 def _sealed(job: Job, parts: list[Part]) -> dict[int, PartRecord]:
-    """The parts that are finished: those of the manifest, and those a run before this one sealed and did not publish."""
+    """The parts that are finished: the manifest's, and those a run before this one sealed and did not publish."""
     sealed = dict(enumerate(job.manifest.parts))
     for part in parts[len(sealed) :]:
         receipt = _receipt(job.folder, part.index)

@@ -25,7 +25,13 @@ BATCH_BYTES = 4 << 20
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt")
 Row = str | bytes | None
 
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)  # what damaged parquet and gzip raise, all seen
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    pa.ArrowException,
+)  # what damaged parquet and gzip raise, all seen
 
 
 class Batch(NamedTuple):
@@ -89,9 +95,7 @@ def _clean(rows: list[Row]) -> Batch:
         nbytes += len(data)
         texts.append(text)
         hashes.append(xxhash.xxh3_64_intdigest(data))
-    counts = Counts(
-        rows=len(rows), null=null, empty=empty, repaired=repaired, literal_eot=literal, text_bytes=nbytes
-    )
+    counts = Counts(rows=len(rows), null=null, empty=empty, repaired=repaired, literal_eot=literal, text_bytes=nbytes)
     return Batch(texts, np.array(hashes, np.uint64), counts)
 
 

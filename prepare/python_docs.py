@@ -41,9 +41,8 @@ def installed() -> dict[str, Package]:
     packages = {}
     for distribution in metadata.distributions():
         files = [Path(str(file.locate())) for file in distribution.files or [] if file.suffix == ".py"]
-        body = distribution.metadata.get_payload()
-        description = body if isinstance(body, str) else ""
-        packages[distribution.name.lower()] = Package(distribution.version, sorted(files), description)
+        description = distribution.metadata.json.get("description", "")
+        packages[distribution.name.lower()] = Package(distribution.version, sorted(files), str(description))
     stdlib = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib"}
     files = [path for path in sorted(stdlib.rglob("*.py")) if not skipped & set(path.relative_to(stdlib).parts)]

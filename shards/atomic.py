@@ -35,6 +35,15 @@ def publish_bytes(path: Path, data: bytes) -> None:
         out.publish()
 
 
+def move(path: Path, to: Path) -> None:
+    """Give a file or folder another name in the same folder, durably."""
+    try:
+        path.rename(to)
+        _sync_folder(to.parent)
+    except OSError as error:
+        raise from_os_error(error, path, "moved") from error
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     try:

@@ -1,13 +1,13 @@
 """Every error millpond raises on purpose, and the exit code each one ends the command with.
 
-    MillpondError
-    ├── RefusedError    1   what is asked contradicts what is already there
-    ├── ConfigError     2   a config, an option or an argument is wrong
-    ├── HostError       3   this machine cannot do it: permissions, a missing package
-    ├── CorruptError    4   bytes are not what they must be
-    ├── DiskError       5   full, over quota, failing
-    ├── NetworkError    6   the other side did not deliver
-    └── Interrupted   130/143   stopped by a signal, after a checkpoint
+MillpondError
+├── RefusedError    1   what is asked contradicts what is already there
+├── ConfigError     2   a config, an option or an argument is wrong
+├── HostError       3   this machine cannot do it: permissions, a missing package
+├── CorruptError    4   bytes are not what they must be
+├── DiskError       5   full, over quota, failing
+├── NetworkError    6   the other side did not deliver
+└── Interrupted   130/143   stopped by a signal, after a checkpoint
 """
 
 import errno

@@ -30,7 +30,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class ShardRecord(_Record, kw_only=True):
+class ShardRecord(_Record, frozen=True, kw_only=True):
     """One shard and its sidecar. `xxh3` is of the token bytes, the sha256s are of whole files."""
 
     file: FileName
@@ -48,7 +48,7 @@ class ShardRecord(_Record, kw_only=True):
         return self.file.removesuffix(".bin") + ".docs.npy"
 
 
-class Counts(_Record, kw_only=True):
+class Counts(_Record, frozen=True, kw_only=True):
     """What became of a part's rows: `rows - null - empty` are documents; the others are among them."""
 
     rows: Count = 0
@@ -64,7 +64,7 @@ class Counts(_Record, kw_only=True):
         return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
-class PartRecord(_Record, kw_only=True):
+class PartRecord(_Record, frozen=True, kw_only=True):
     """A range of row groups (parquet) or bytes (jsonl) of one source file, and the two shards it became."""
 
     source: Count
@@ -75,7 +75,7 @@ class PartRecord(_Record, kw_only=True):
     val: ShardRecord
 
 
-class SourceRecord(_Record, kw_only=True):
+class SourceRecord(_Record, frozen=True, kw_only=True):
     """One file of text as it was read."""
 
     name: Words
@@ -83,7 +83,7 @@ class SourceRecord(_Record, kw_only=True):
     sha256: Sha256
 
 
-class CorpusRecord(_Record, kw_only=True):
+class CorpusRecord(_Record, frozen=True, kw_only=True):
     """Where the documents come from. `details` is the pinned commit, or the packages and their versions."""
 
     kind: Words
@@ -92,7 +92,7 @@ class CorpusRecord(_Record, kw_only=True):
     details: dict[str, Words]
 
 
-class TokenizerRecord(_Record, kw_only=True):
+class TokenizerRecord(_Record, frozen=True, kw_only=True):
     """The folder's own tokenizer: `tokenizer.tiktoken` rules, `tokenizer.json` is the same for Hugging Face."""
 
     name: Words
@@ -103,7 +103,7 @@ class TokenizerRecord(_Record, kw_only=True):
     json_sha256: Sha256
 
 
-class Manifest(_Record, kw_only=True):
+class Manifest(_Record, frozen=True, kw_only=True):
     """Everything a token folder holds. `complete` says that no part of the corpus is left to prepare."""
 
     format: Literal["millpond-tokens-1"] = "millpond-tokens-1"

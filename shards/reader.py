@@ -58,7 +58,7 @@ class Shard:
         """The sidecar: a (documents,) array of `start` (u8, a token offset) and `hash` (u8, xxh3-64 of the text)."""
         path = sidecar_of(self.path)
         try:
-            docs = np.load(path, mmap_mode="r", allow_pickle=False)
+            docs: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise from_os_error(error, path, "read") from error
         except ValueError as error:
@@ -97,7 +97,7 @@ class TokenStream:
         self._starts = [0, *np.cumsum([len(array) for array in self._arrays], dtype=int).tolist()]
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def window(self, start: int, n: int) -> Tokens:
         """Tokens `start` to `start + n`: a view when they lie in one shard, else one copy of just them."""

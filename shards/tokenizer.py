@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -129,7 +130,7 @@ class Tokenizer:
                 continue
             parts = [token[i : i + 1] for i in range(len(token))]
             while len(parts) > 2:
-                pairs = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
+                pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
                 best = min(pairs)
                 if best >= rank:
                     raise CorruptError(f"tokenizer {self.name}: id {rank} ({token!r}) cannot be reached by merges")

@@ -19,9 +19,9 @@ DOCS_DTYPE = np.dtype([("start", "<u8"), ("hash", "<u8")])
 class ShardWriter:
     """Writes `path` and its `.docs.npy`; neither appears before `seal()`.
 
-        with ShardWriter(path, vocab_size=50257, eot=50256, placement="before", fingerprint="3f…") as shard:
-            shard.append(tokens, starts, hashes)
-            record = shard.seal()
+    with ShardWriter(path, vocab_size=50257, eot=50256, placement="before", fingerprint="3f…") as shard:
+        shard.append(tokens, starts, hashes)
+        record = shard.seal()
     """
 
     def __init__(self, path: Path, *, vocab_size: int, eot: int, placement: Placement, fingerprint: str) -> None:
@@ -42,7 +42,9 @@ class ShardWriter:
         self._out = AtomicFile(path)
         self._out.write(self._blank.pack())
 
-    def append(self, tokens: NDArray[np.unsignedinteger], starts: NDArray[np.int64], hashes: NDArray[np.uint64]) -> None:
+    def append(
+        self, tokens: NDArray[np.unsignedinteger], starts: NDArray[np.int64], hashes: NDArray[np.uint64]
+    ) -> None:
         """Append whole documents, end-of-text tokens included.
 
         `tokens`: 1-D, of the shard's own `dtype`. `starts`: where in `tokens` each document begins. `hashes`: xxh3-64
@@ -87,7 +89,7 @@ class ShardWriter:
             fingerprint=self._blank.fingerprint,
         )
         with AtomicFile(sidecar_of(self.path)) as sidecar:
-            np.lib.format.write_array(sidecar, docs, allow_pickle=False)  # type: ignore[no-untyped-call]
+            np.lib.format.write_array(sidecar, docs, allow_pickle=False)
             docs_sha256 = sidecar.digest()
             sidecar.publish()
         self._out.write(header.pack(), at=0)

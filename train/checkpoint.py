@@ -82,7 +82,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
 def load(path: Path) -> Checkpoint:
     """One checkpoint; CorruptError unless every file is what SHA256SUMS says."""
     try:
-        sums = dict(reversed(line.split("  ", 1)) for line in (path / SUMS).read_text().splitlines())
+        lines = (line.partition("  ") for line in (path / SUMS).read_text().splitlines())
+        sums = {name: digest for digest, _, name in lines}
         for name in ("model.safetensors", "state.safetensors", "state.json"):
             found = sha256_of(path / name)
             if found != sums.get(name):

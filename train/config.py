@@ -21,7 +21,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     n_layer: Size = 12
     n_head: Size = 6
     d_model: Size = 768
-    d_ff: Annotated[int, Meta(ge=0, le=2**20)] = 0  # 0: 4 d_model for gpt2; 8/3 d_model, to a multiple of 64, for modern
+    d_ff: Annotated[int, Meta(ge=0, le=2**20)] = (
+        0  # 0: 4 d_model for gpt2; 8/3 d_model, to a multiple of 64, for modern
+    )
     seq_len: Annotated[int, Meta(ge=2, le=2**20)] = 1024
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     tied: bool | None = None  # one table for embedding and head; unset: tied for gpt2, untied for modern

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """(B, T + 1) tokens: one memory seen by numpy as unsigned (it is filled so) and by torch as signed (it is copied so)."""
+    """(B, T + 1) tokens: one memory that numpy fills as unsigned and torch copies as signed, having no such type."""
 
     unsigned: NDArray[np.unsignedinteger]
     signed: torch.Tensor
@@ -125,14 +125,14 @@ class TokenLoader:
 
     def _to_cuda(self, slot: _Slot) -> torch.Tensor:
         narrow = slot.signed.to(self._device, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._copying.append((slot, copied))
         while len(self._copying) > 1:  # the copy before this one: done by now unless the GPU is far behind
             earlier, event = self._copying.popleft()
             event.synchronize()
             self._free.put(earlier)
-        return narrow.to(torch.int64) & self._mask
+        return narrow.to(torch.int64).bitwise_and_(self._mask)
 
     def _fill(self, position: int) -> None:
         """The thread: from here on only numpy slices touch the map, since they let other threads run during a read."""

@@ -266,7 +266,9 @@ class Trainer:
             logged_steps=self.logged_steps,
         )
         model = self.model.state_dict()
-        path = checkpoints.save(self.job.checkpoints, Checkpoint(progress, model, state), self.job.train.keep_checkpoints)
+        path = checkpoints.save(
+            self.job.checkpoints, Checkpoint(progress, model, state), self.job.train.keep_checkpoints
+        )
         self.emit("save", {"step": self.step, "path": str(path)})
 
     def _restore(self, saved: Checkpoint | None) -> None:
@@ -301,7 +303,7 @@ def _due(step: int, every: int) -> bool:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are added to, so that a step is finished and saved; the second one ends at once."""
+    """A list that SIGINT and SIGTERM are added to, so that a step is finished and saved; a second one ends at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

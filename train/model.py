@@ -1,7 +1,7 @@
 """GPT-2 and its modern successor in one page of torch.
 
 `gpt2`: learned positions, LayerNorm, GELU (Radford et al. 2019); the weights OpenAI published fit. `modern`: exactly
-Qwen3's form, so that every tool that runs Qwen3 runs it: RoPE, RMSNorm, per-head query and key norms, SwiGLU, no biases.
+Qwen3's form, so that whatever runs Qwen3 runs it: RoPE, RMSNorm, per-head query and key norms, SwiGLU, no biases.
 
 Shapes: B sequences, T tokens, D d_model, H heads, K = D / H, F ff_width, V vocabulary.
 """
@@ -17,9 +17,17 @@ from train.config import ModelConfig
 VOCAB_MULTIPLE = 64  # tensor cores want it; the rows past the vocabulary are never seen, nor counted
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the gain cast to the input's type: under autocast the two differ, and the fused kernel is lost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+
+
 def norm(config: ModelConfig, width: int) -> nn.Module:
     """The family's normalisation over the last dimension."""
-    return nn.LayerNorm(width, eps=1e-5) if config.family == "gpt2" else nn.RMSNorm(width, eps=1e-6)
+    return nn.LayerNorm(width, eps=1e-5) if config.family == "gpt2" else RMSNorm(width, eps=1e-6)
 
 
 class Attention(nn.Module):
@@ -91,6 +99,9 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Token ids to next-token logits. `generator` seeds the initial weights."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: ModelConfig, vocab_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         assert config.d_model % config.n_head == 0
@@ -117,7 +128,7 @@ class Model(nn.Module):
         x = self.embed(ids)
         rope = None
         if self.positions is None:
-            rope = self.rope_cos[:T].to(x.dtype), self.rope_sin[:T].to(x.dtype)
+            rope = self.rope_cos[:T].type_as(x), self.rope_sin[:T].type_as(x)
         else:
             x = x + self.positions.weight[:T]
         x = self.dropout(x)

@@ -23,7 +23,11 @@ class Optimizers:
         matrices, embeddings, head, rest = _groups(model)
         adamw: list[dict[str, Any]] = [
             {"params": embeddings, "lr": config.embed_lr if muon else config.lr, "weight_decay": 0.0},
-            {"params": head, "lr": config.head_lr if muon else config.lr, "weight_decay": 0.0 if muon else config.weight_decay},
+            {
+                "params": head,
+                "lr": config.head_lr if muon else config.lr,
+                "weight_decay": 0.0 if muon else config.weight_decay,
+            },
             {"params": rest, "lr": config.norm_lr if muon else config.lr, "weight_decay": 0.0},
         ]
         if not muon:

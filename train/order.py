@@ -24,12 +24,12 @@ class Permutation:
         self.n = n
         half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
         self._half, self._mask = np.uint64(half), np.uint64((1 << half) - 1)
-        philox = np.random.Philox(key=np.array([seed, epoch], np.uint64))  # type: ignore[arg-type]
+        philox = np.random.Philox(key=np.array([seed, epoch], np.uint64))
         self._keys = philox.random_raw(ROUNDS)
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The windows at `positions`, an array of any length. IndexError outside [0, n): its walk would never end."""
-        if len(positions) and not (0 <= positions.min() and positions.max() < self.n):
+        if len(positions) and (positions.min() < 0 or positions.max() >= self.n):
             raise IndexError(f"positions {positions.min()} to {positions.max()} of a permutation of {self.n}")
         out = self._feistel(positions.astype(np.uint64))
         while len(stray := np.flatnonzero(out >= self.n)):

@@ -1,0 +1,58 @@
+# Every target builds .venv first when it is missing, then only forwards: what is done already is the receipts' business.
+CONFIG ?= demo
+RUN ?= $(basename $(notdir $(CONFIG)))
+PYTHON ?= python3
+PROMPT ?= The
+
+millpond := .venv/bin/millpond
+settings := $(foreach setting,$(SET),--set $(setting))
+
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@echo "make TARGET [CONFIG=demo|overnight|gpt2|gpt2-book|FILE.toml] [SET=\"optim.lr=3e-4 ...\"] [RUN=NAME]"
+	@echo
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1	/' | expand -t 12
+
+prepare: $(millpond) ## Text in, verified token shards out
+	@$(millpond) prepare $(CONFIG) $(settings)
+
+train: $(millpond) ## Prepare what is missing, train, evaluate, print samples
+	@$(millpond) train $(CONFIG) --name $(RUN) $(settings)
+
+evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
+	@$(millpond) evaluate $(RUN)
+
+sample: $(millpond) ## Text from a run's newest checkpoint (PROMPT="...")
+	@$(millpond) sample $(RUN) --prompt "$(PROMPT)"
+
+status: $(millpond) ## What is there: token folders and runs
+	@$(millpond) status
+
+doctor: $(millpond) ## Is this machine fit for it?
+	@$(millpond) doctor
+
+test: .venv/dev ## Run the tests
+	@.venv/bin/python -m pytest
+
+check: .venv/dev ## Formatting, lint and types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+bench: .venv/dev ## Side-by-side figures of preparing and loading
+	@.venv/bin/python tests/benchmarks/prepare.py
+	@.venv/bin/python tests/benchmarks/loader.py
+
+$(millpond): pyproject.toml constraints.txt
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@echo "installing millpond into .venv (a few minutes the first time) ..." >&2
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: $(millpond)
+	@echo "installing the development tools into .venv ..." >&2
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.PHONY: help prepare train evaluate sample status doctor test check bench

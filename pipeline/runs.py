@@ -1,0 +1,164 @@
+"""A run's folder: how it begins, what it was made with, and what can be asked of it afterwards."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline import config, receipt
+from pipeline.config import Recipe
+from pipeline.fingerprint import Difference, differences, fingerprint, identity
+from pipeline.layout import Layout, RunPaths
+from shards.atomic import make_folder, move, publish_bytes
+from shards.errors import ConfigError, RefusedError, from_os_error
+from shards.manifest import Manifest, decode, encode
+
+if TYPE_CHECKING:  # torch is loaded by what needs it
+    from train.loop import Job
+
+MAX_NAME = 60
+
+
+class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """tokens.json of a run: the token folder and how many of its parts the run sees, whatever it grows to."""
+
+    folder: str
+    fingerprint: str
+    parts: int
+
+
+def checked_name(name: str) -> str:
+    """`name`, if it can be a folder's name everywhere; ConfigError otherwise."""
+    letters = name.translate({ord(mark): None for mark in "-_."})
+    if not (letters.isascii() and letters.isalnum()) or name.startswith(".") or len(name) > MAX_NAME:
+        raise ConfigError(f"run name {name!r}: letters, digits, '.', '-' and '_' only, {MAX_NAME} at most")
+    return name
+
+
+def begin(run: RunPaths, recipe: Recipe, folder: Path) -> None:
+    """Make the run's folder: what it is trained on, then the recipe, whose presence says that the run exists."""
+    make_folder(run.root)
+    manifest = Manifest.read(folder)
+    pinned = Pinned(folder=folder.name, fingerprint=manifest.fingerprint, parts=len(manifest.parts))
+    publish_bytes(run.tokens, encode(pinned))
+    config.save(recipe, run.recipe)
+
+
+def existing(layout: Layout, name: str) -> RunPaths:
+    """The run's paths; ConfigError that lists the runs there are when there is none of that name."""
+    run = layout.run(checked_name(name))
+    if not run.recipe.exists():
+        names = sorted(path.parent.name for path in layout.runs.glob("*/run.toml"))
+        raise ConfigError(
+            f"no run {name!r} under {layout.runs}", f"there are: {', '.join(names) or 'none yet'}", "millpond train"
+        )
+    return run
+
+
+def set_aside(run: RunPaths) -> str:
+    """Give the run's folder a free name, `NAME.1` and so on, and return it: starting over loses nothing."""
+    number = 1
+    while (aside := run.root.with_name(f"{run.root.name}.{number}")).exists():
+        number += 1
+    move(run.root, aside)
+    return aside.name
+
+
+def identity_of(recipe: Recipe, folder: str) -> dict[str, Any]:
+    """All that can change what the run learns. The corpus and its options are in the token folder's fingerprint."""
+    return {
+        "token_folder": folder,
+        "model": identity(recipe.model),
+        "optim": identity(recipe.optim),
+        "train": identity(recipe.train),
+    }
+
+
+def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
+    """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
+    found = differences(identity_of(config.load_run(run.recipe), _pinned(run).folder), wanted)
+    if found:
+        raise RefusedError(
+            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(_line, found)),
+            "going on with other settings would be neither the one run nor the other",
+            "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
+        )
+
+
+def job(layout: Layout, run: RunPaths, recipe: Recipe) -> "Job":
+    """What the trainer needs to know of a run, its token folder as it was pinned when the run began."""
+    from train.loop import Job
+
+    pinned = _pinned(run)
+    return Job(
+        model=recipe.model,
+        optim=recipe.optim,
+        train=recipe.train,
+        folder=layout.tokens / pinned.folder,
+        parts=pinned.parts,
+        checkpoints=run.checkpoints,
+        metrics=run.metrics,
+        samples=run.samples,
+    )
+
+
+def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
+    """The newest checkpoint's loss on the first `tokens` of validation (0: all), as written to evaluation.json."""
+    from shards.reader import TokenFolder
+    from train.device import autocast, fitting_micro_batch, pick_device, resolve_precision
+    from train.evaluate import evaluate
+    from train.trained import load_trained
+
+    run = existing(layout, name)
+    wanted = job(layout, run, config.load_run(run.recipe))
+    folder = TokenFolder(wanted.folder, parts=wanted.parts)
+    trained = load_trained(wanted.checkpoints, wanted.model, folder)
+    began = time.perf_counter()
+    device = pick_device()
+    precision = resolve_precision(wanted.train, device)
+    stream, vocab_size = folder.stream("val"), folder.tokenizer.vocab_size
+    parameters = trained.model.parameter_count()
+    found = evaluate(
+        trained.model,
+        stream,
+        folder.tokenizer.byte_lengths,
+        tokens or len(stream),
+        fitting_micro_batch(16, parameters, wanted.model, vocab_size, device, precision),
+        lambda: autocast(device, precision),
+    )
+    result: dict[str, Any] = {
+        "run": name,
+        "step": trained.step,
+        "token_folder": wanted.folder.name,
+        "seq_len": wanted.model.seq_len,
+        "val_tokens": found.tokens,
+        "val_loss": found.loss,
+        "val_bpb": found.bpb,
+    }
+    receipt.write(run.evaluation, "evaluate", fingerprint(result), result, time.perf_counter() - began)
+    return result
+
+
+def sample(layout: Layout, name: str, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """Text from the newest checkpoint."""
+    from shards.reader import TokenFolder
+    from train.sample import generate
+    from train.trained import load_trained
+
+    run = existing(layout, name)
+    wanted = job(layout, run, config.load_run(run.recipe))
+    folder = TokenFolder(wanted.folder, parts=wanted.parts)
+    trained = load_trained(wanted.checkpoints, wanted.model, folder)
+    return generate(trained.model, folder.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
+
+
+def _pinned(run: RunPaths) -> Pinned:
+    try:
+        return decode(run.tokens.read_bytes(), Pinned, run.tokens)
+    except OSError as error:
+        raise from_os_error(error, run.tokens, "read") from error
+
+
+def _line(difference: Difference) -> str:
+    return f"  {difference.field}: {difference.before} -> {difference.now}"

@@ -1,0 +1,103 @@
+"""The rules of the house, each one enforced."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("shards", "prepare", "train", "pipeline")
+MAY_IMPORT = {
+    "shards": {"shards"},
+    "prepare": {"shards", "prepare"},
+    "train": {"shards", "train"},
+    "pipeline": {"shards", "prepare", "train", "pipeline"},
+}
+GROUND_FLOOR = {"numpy", "msgspec", "xxhash"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path, *, everywhere: bool) -> set[str]:
+    """The top-level names a file imports; `everywhere` also inside functions and TYPE_CHECKING blocks."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else tree.body
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_down_only(package: str) -> None:
+    for path in sources(package):
+        house = imports(path, everywhere=True) & set(PACKAGES)
+        assert house <= MAY_IMPORT[package], path
+
+
+def test_the_ground_floor_needs_three_libraries() -> None:
+    for path in sources("shards"):
+        foreign = imports(path, everywhere=False) - set(sys.stdlib_module_names) - {"shards"}
+        assert foreign <= GROUND_FLOOR, path
+
+
+@pytest.mark.parametrize("name", ["order", "schedule", "config"])
+def test_pure_functions_of_the_step_need_no_torch(name: str) -> None:
+    assert "torch" not in imports(ROOT / "train" / f"{name}.py", everywhere=True)
+
+
+@pytest.mark.parametrize("path", [path for package in (*PACKAGES, "tests") for path in sources(package)], ids=str)
+def test_no_file_is_over_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import shards", ["torch", "pyarrow", "datasets", "click", "rich", "tiktoken"]),
+        ("from pipeline.cli import main; main(['--help'], standalone_mode=False)", ["torch", "pyarrow", "datasets"]),
+        ("from pipeline.cli import main; main(['status'], standalone_mode=False)", ["torch", "pyarrow", "datasets"]),
+        ("from pipeline.cli import main; main(['doctor'], standalone_mode=False)", ["torch", "pyarrow", "datasets"]),
+        ("import prepare.build", ["torch", "datasets"]),
+        ("import train.config, train.order", ["torch", "pyarrow"]),
+    ],
+)
+def test_nothing_heavy_is_loaded_that_is_not_used(statement: str, unwanted: list[str]) -> None:
+    code = f"import sys\n{statement}\nloaded = [m for m in {unwanted} if m in sys.modules]\nsys.exit(' '.join(loaded) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_one_file_publishes() -> None:
+    pattern = re.compile(r"os\.(replace|rename)\(|\.rename\(|os\.fsync\(")
+    found = {path.name for package in PACKAGES for path in sources(package) if pattern.search(path.read_text())}
+    assert found == {"atomic.py", "metrics.py"}  # metrics.jsonl is appended to, and made durable before a checkpoint
+
+
+def test_nothing_is_pickled_or_evaluated() -> None:
+    pattern = re.compile(r"\b(import pickle|pickle\.|torch\.load|torch\.save|eval\(|exec\()")
+    for package in PACKAGES:
+        for path in sources(package):
+            assert not pattern.search(path.read_text().replace(".eval()", "")), path
+
+
+def test_the_public_names_are_sorted_and_there() -> None:
+    shards = importlib.import_module("shards")
+    assert list(shards.__all__) == sorted(shards.__all__, key=lambda name: (not name[0].isupper(), name))
+    assert all(hasattr(shards, name) for name in shards.__all__)
+
+
+def test_no_word_of_the_house_is_empty() -> None:
+    for package in PACKAGES:
+        for path in sources(package):
+            assert not {"utils", "common", "helpers", "manager"} & set(path.stem.split("_")), path
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} does not say what it is for"

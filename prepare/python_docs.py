@@ -68,15 +68,18 @@ def collect(packages: dict[str, Package]) -> bytes:
 
 def docstrings(source: str) -> Iterator[str]:
     """The docstrings of a module's source, in order, indentation removed."""
+    comments: dict[int, int] = {}  # the start of each, by its end
     for match in _STRINGS.finditer(source):
         if match.lastindex is None:
+            if source[match.start()] == "#":
+                comments[match.end()] = match.start()
             continue
-        before = match.start() - 1
-        if before >= 0 and source[before] in "rRuU":
-            before -= 1
-        while before >= 0 and source[before].isspace():
-            before -= 1
-        if before < 0 or source[before] == ":":  # it opens the module, or follows a class's or function's header
+        at = match.start()
+        if at and source[at - 1] in "rRuU":
+            at -= 1
+        while at and (at in comments or source[at - 1].isspace()):
+            at = comments.get(at, at - 1)
+        if not at or source[at - 1] == ":":  # it opens the module, or follows a class's or function's header
             yield inspect.cleandoc(match[match.lastindex])
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from harness import TINY, pipeline_of
+
 from pipeline.config import load
 from prepare.python_docs import docstrings
 

@@ -4,8 +4,10 @@
 over them all, which `sha256sum -c` reads. Nothing is pickled.
 """
 
+import errno
 import hashlib
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -47,8 +49,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publish `folder/step-NNNNNN`, then remove all but the newest `keep`."""
     path = folder / f"step-{checkpoint.progress.step:06}"
     with published_folder(path) as temp:
-        save_file(checkpoint.model, temp / "model.safetensors")
-        save_file(checkpoint.state, temp / "state.safetensors")
+        _write(checkpoint.model, temp / "model.safetensors")
+        _write(checkpoint.state, temp / "state.safetensors")
         (temp / "state.json").write_bytes(encode(checkpoint.progress))
         sums = "".join(f"{sha256_of(file)}  {file.name}\n" for file in sorted(temp.iterdir()))
         (temp / SUMS).write_text(sums)
@@ -106,6 +108,14 @@ def weights_hash(model: dict[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(model[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # it hides the operating system's reason in its text
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _steps(folder: Path) -> list[Path]:

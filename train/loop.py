@@ -114,12 +114,12 @@ class Trainer:
     def run(self) -> Result:
         """Train to the last step. Interrupted, after a checkpoint, when a signal asked for an end."""
         train = self.job.train
-        self.metrics = RowLog(self.job.metrics, self.step if self.position else -1)
-        self.samples = RowLog(self.job.samples, self.step if self.position else -1)
-        stream = self.folder.stream("train")
+        last_step = self.step if self.position else -1
         with (
+            RowLog(self.job.metrics, last_step) as self.metrics,
+            RowLog(self.job.samples, last_step) as self.samples,
             TokenLoader(
-                stream,
+                self.folder.stream("train"),
                 self.job.model.seq_len,
                 self.micro_batch,
                 train.seed,
@@ -154,8 +154,6 @@ class Trainer:
                 if caught and not last:
                     raise Interrupted(caught[0], f"saved at step {self.step} of {self.steps}")
                 self.clock += time.perf_counter() - paused
-        self.metrics.close()
-        self.samples.close()
         weights = checkpoints.weights_hash(self.model.state_dict())
         return Result(self.steps, self.steps * train.batch_tokens, self._measure(), weights)
 

@@ -57,7 +57,7 @@ def test_the_order_of_a_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fsync, replace = os.fsync, Path.replace
 
     def traced_fsync(descriptor: int) -> None:
-        calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name[:2]}")
+        calls.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name[:2]}")
         fsync(descriptor)
 
     def traced_replace(path: Path, target: Path) -> Path:

@@ -1,0 +1,144 @@
+"""Corpora: what is named, what is local, what is installed."""
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import complains
+
+from prepare import corpora, python_docs
+from prepare.config import CorpusConfig
+from prepare.parts import plan
+from prepare.python_docs import Package, docstrings
+from shards import ConfigError, CorruptError, RefusedError
+
+
+def files(*patterns: str) -> CorpusConfig:
+    return CorpusConfig(kind="files", files=patterns)
+
+
+def test_local_files_are_named_from_their_common_folder_and_sorted(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "a/9.txt", "b/10.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    corpus = corpora.fetch(files(f"{tmp_path}/b/*.txt", f"{tmp_path}/a/9.txt", f"{tmp_path}/**/9.txt"), tmp_path)
+    assert [source.name for source in corpus.sources] == ["a/9.txt", "b/10.txt", "b/2.txt"]
+    assert [path.read_text() for path in corpus.paths] == ["a/9.txt", "b/10.txt", "b/2.txt"]
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with complains(
+        ConfigError,
+        f"corpus.files: no file matches '{tmp_path}/none*.parquet' (looked from {Path.cwd()})",
+        "to mend: check the path",
+    ):
+        corpora.fetch(files(f"{tmp_path}/none*.parquet"), tmp_path)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b")
+    with pytest.raises(ConfigError, match=r"a\.csv: unknown kind of file\ntext is read from \.parquet, \.jsonl, "):
+        corpora.fetch(files(f"{tmp_path}/a.csv"), tmp_path)
+
+
+def test_no_files_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"corpus\.files is empty"):
+        corpora.fetch(files(), tmp_path)
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"corpus\.name is 'fineweb', known are fineweb-10bt, fineweb-edu-10bt, python-docs"
+    ):
+        corpora.resolve(CorpusConfig(name="fineweb"))
+
+
+def test_the_hub_says_when_it_arrives(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="arrives with prepare's download stage"):
+        corpora.fetch(CorpusConfig(name="fineweb-10bt"), tmp_path)
+
+
+SOURCE = '''#!/usr/bin/env python
+# a comment with """quotes"""
+"""The module.
+
+    Indented."""
+x = """not a docstring"""
+y = {"""neither""": "it's"}
+
+def f(a="#", b='"'):
+    r"""Raw \\d docstring."""
+    return """not this"""
+
+class A:
+    # a comment between
+    \'\'\'Single quotes.\'\'\'
+    z = 1
+'''
+
+
+def test_docstrings() -> None:
+    assert list(docstrings(SOURCE)) == ["The module.\n\nIndented.", "Raw \\d docstring.", "Single quotes."]
+
+
+def test_the_regular_expression_finds_what_ast_finds() -> None:
+    import ast
+    import inspect
+
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found, right = set(), set()
+    for name in ("argparse", "asyncio.events", "collections", "inspect", "logging", "typing", "unittest.mock"):
+        source = Path(os.fspath(__import__(name, fromlist=["x"]).__file__)).read_text()
+        found |= set(docstrings(source))
+        right |= {ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)}
+    right.discard("")
+    assert inspect is not None
+    assert len(found & right) > 0.9 * len(right)
+    assert len(found - right) < 0.1 * len(found)
+
+
+def test_python_docs_are_pinned_until_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('"""' + "Words about this module. " * 20 + '"""')
+    packages = {"a": Package("1.0", [module], "Description of a. " * 20)}
+    monkeypatch.setattr(python_docs, "installed", lambda: packages)
+    config = CorpusConfig(name="python-docs")
+    first = corpora.fetch(config, tmp_path / "raw")
+    assert first.record.details == {"a": "1.0"}
+    packages["b"] = Package("2.0", [], "Description of b. " * 20)
+    assert corpora.fetch(config, tmp_path / "raw") == first
+    assert corpora.fetch(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
+    path = tmp_path / "raw" / "python-docs.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptError, match=r"python-docs\.parquet: sha256 is [0-9a-f]{64}, lock\.json says"):
+        corpora.fetch(config, tmp_path / "raw")
+
+
+def test_what_is_installed_is_named_with_its_version() -> None:
+    packages = python_docs.installed()
+    assert packages["numpy"].version and packages["python"].files
+    assert "millpond" not in packages
+    assert len(packages["click"].description) > 200
+
+
+def test_the_plan_covers_every_row_group_once(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["words " * 100] * 1000
+    for name in ("a", "b"):
+        pq.write_table(
+            pa.table({"n": [1] * 1000, "text": texts}),
+            tmp_path / f"{name}.parquet",
+            row_group_size=70,
+            use_dictionary=False,
+        )
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for part_tokens in (1_000, 30_000, 10_000_000):
+        parts = plan(paths, "text", part_tokens)
+        assert [part.index for part in parts] == list(range(len(parts)))
+        for source in (0, 1):
+            covered = [g for part in parts if part.source == source for g in range(part.first, part.last)]
+            assert covered == list(range(15))
+    assert len(plan(paths, "text", 1_000)) == 30
+    assert len(plan(paths, "text", 10_000_000)) == 2

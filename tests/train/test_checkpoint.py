@@ -1,0 +1,129 @@
+"""A checkpoint is whole or it is not used; there is always one to go back to."""
+
+import logging
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards import CorruptError, DiskError
+from train import checkpoint as checkpoints
+from train.checkpoint import Checkpoint, Progress, load_latest, save
+
+
+def make(step: int) -> Checkpoint:
+    progress = Progress(
+        step=step,
+        tokens=step * 10,
+        position=step,
+        order_version=1,
+        folder_fingerprint="00" * 32,
+        parts=1,
+        logged_steps=0,
+    )
+    generator = torch.Generator().manual_seed(step)
+    weights = {"a": torch.randn(20, 30, generator=generator), "b": torch.randn(5, generator=generator)}
+    return Checkpoint(progress, weights, {"loss_sum": torch.tensor(step / 3), "0.0.step": torch.tensor(float(step))})
+
+
+def test_round_trip_and_retention(tmp_path: Path) -> None:
+    for step in (5, 10, 1_000_005):
+        save(tmp_path, make(step), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-1000005"]
+    found = load_latest(tmp_path)
+    assert found is not None
+    expected = make(1_000_005)
+    assert found.progress == expected.progress
+    for before, after in ((expected.model, found.model), (expected.state, found.state)):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sha256sum_can_check_it(tmp_path: Path) -> None:
+    import subprocess
+
+    path = save(tmp_path, make(1), keep=1)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
+
+
+def test_none_is_there(tmp_path: Path) -> None:
+    assert load_latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "zero", "empty", "remove"])
+def test_a_damaged_newest_is_passed_over_loudly(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, make(5), keep=2)
+    path = save(tmp_path, make(10), keep=2) / name
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(data[:-20])
+    elif damage == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "zero":
+        path.write_bytes(bytes(len(data)))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        found = load_latest(tmp_path)
+    assert found is not None
+    assert found.progress.step == 5
+    assert "step-000010" in caplog.text
+    assert "going back to the one before it" in caplog.text
+
+
+def test_no_flipped_bit_is_loaded(tmp_path: Path) -> None:
+    path = save(tmp_path, make(5), keep=1)
+    files = sorted(path.iterdir())
+    moments = random.Random(0)
+    for _ in range(200):
+        file = moments.choice(files)
+        data = file.read_bytes()
+        at = moments.randrange(len(data))
+        file.write_bytes(data[:at] + bytes([data[at] ^ (1 << moments.randrange(8))]) + data[at + 1 :])
+        with pytest.raises(CorruptError):
+            checkpoints.load(path)
+        file.write_bytes(data)
+    checkpoints.load(path)
+
+
+def test_all_are_damaged(tmp_path: Path) -> None:
+    for step in (5, 10):
+        (save(tmp_path, make(step), keep=2) / "state.json").write_bytes(b"{}")
+    with pytest.raises(CorruptError, match="every checkpoint is damaged: step-000010, step-000005"):
+        load_latest(tmp_path)
+
+
+def test_a_killed_save_leaves_the_one_before(tmp_path: Path) -> None:
+    save(tmp_path, make(5), keep=2)
+    left = tmp_path / ".step-000010.1f-12345678.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    found = load_latest(tmp_path)
+    assert found is not None and found.progress.step == 5
+    assert not left.exists()
+
+
+def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    save(tmp_path, make(5), keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DiskError, match="cannot be written"):
+            save(tmp_path, make(10), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+    found = load_latest(tmp_path)
+    assert found is not None and found.progress.step == 5

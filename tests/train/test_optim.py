@@ -1,0 +1,148 @@
+"""Who is learned by what, at which rate, when."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from train.config import ModelConfig, OptimConfig
+from train.model import Model
+from train.optim import Optimizers
+from train.schedule import lr_factor, momentum
+
+SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "seq_len": 16}
+
+
+def names_of(model: Model, optimizer: torch.optim.Optimizer, **wanted: float) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]
+        for group in optimizer.param_groups
+        if all(group[key] == value for key, value in wanted.items())
+        for parameter in group["params"]
+    }
+
+
+def test_adamw_decays_matrices_and_nothing_else() -> None:
+    model = Model(ModelConfig(family="gpt2", tied=False, **SIZES), 100)
+    (adamw,) = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1)).each
+    decayed, kept = names_of(model, adamw, weight_decay=0.1), names_of(model, adamw, weight_decay=0.0)
+    assert decayed | kept == {name for name, _ in model.named_parameters()}
+    assert decayed == {
+        n for n, p in model.named_parameters() if p.dim() == 2 and not n.startswith(("embed", "positions"))
+    }
+
+
+def test_muon_takes_the_matrices_of_the_blocks() -> None:
+    model = Model(ModelConfig(family="modern", **SIZES), 100)
+    config = OptimConfig(name="muon")
+    adamw, muon = Optimizers(model, config).each
+    assert names_of(model, muon) == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2}
+    assert names_of(model, adamw, lr=config.embed_lr) == {"embed.weight"}
+    assert names_of(model, adamw, lr=config.head_lr) == {"head.weight"}
+    assert names_of(model, adamw) | names_of(model, muon) == {name for name, _ in model.named_parameters()}
+    assert not names_of(model, adamw) & names_of(model, muon)
+
+
+def test_accumulation_is_one_batch() -> None:
+    """1 x 4 sequences and 4 x 1 give the same weights, up to the order of the sums."""
+    from train.step import train_step
+
+    class Fixed:
+        def __init__(self, size: int) -> None:
+            self.size, self.at = size, 0
+            self.ids = torch.randint(0, 100, (8, 17), generator=torch.Generator().manual_seed(0))
+
+        def next(self) -> object:
+            from train.loader import Batch
+
+            rows = self.ids[self.at : self.at + self.size]
+            self.at += self.size
+            return Batch(rows[:, :-1], rows[:, 1:])
+
+    from contextlib import nullcontext
+
+    weights = []
+    for size in (4, 1):
+        torch.manual_seed(0)
+        model = Model(ModelConfig(**SIZES), 100)
+        optimizers = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, eps=1e-8))
+        loader = Fixed(size)
+        results = []
+        for step in range(2):
+            optimizers.schedule(step, 100)
+            results.append(train_step(model, optimizers, loader, 4 // size, 1.0, nullcontext))  # type: ignore[arg-type]
+        weights.append((torch.cat([p.flatten() for p in model.parameters()]), results))
+    (one, results_one), (four, results_four) = weights
+    assert torch.allclose(one, four, atol=1e-5)
+    for a, b in zip(results_one, results_four, strict=True):
+        assert a.loss.item() == pytest.approx(b.loss.item(), abs=1e-5)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
+
+
+def test_linear() -> None:
+    config = OptimConfig(schedule="linear", warmup_steps=10, decay_fraction=0.5, final_lr=0.1)
+    factors = [lr_factor(config, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[10:51] == [1.0] * 41
+    assert factors[75] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert factors[99] == pytest.approx(0.1 + 0.9 / 50)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+def test_cosine() -> None:
+    config = OptimConfig(schedule="cosine", warmup_steps=20, final_lr=0.1)
+    factors = [lr_factor(config, step, 120) for step in range(121)]
+    assert factors[20] == 1.0
+    assert factors[70] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert factors[120] == pytest.approx(0.1)
+
+
+def test_constant() -> None:
+    config = OptimConfig(schedule="constant", warmup_steps=0)
+    assert {lr_factor(config, step, 50) for step in range(50)} == {1.0}
+
+
+def test_momentum_rises() -> None:
+    config = OptimConfig()
+    assert momentum(config, 0) == 0.85
+    assert momentum(config, 150) == pytest.approx(0.9)
+    assert momentum(config, 300) == momentum(config, 10_000) == 0.95
+
+
+def test_schedule_sets_every_group() -> None:
+    model = Model(ModelConfig(**SIZES), 100)
+    config = OptimConfig(warmup_steps=9)
+    optimizers = Optimizers(model, config)
+    assert optimizers.schedule(4, 100) == pytest.approx(config.lr / 2)
+    adamw, muon = optimizers.each
+    assert muon.param_groups[0]["momentum"] == momentum(config, 4)
+    rates = sorted(group["lr"] for group in adamw.param_groups)
+    assert rates == pytest.approx(sorted([config.embed_lr / 2, config.head_lr / 2, config.norm_lr / 2]))
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_state_survives_its_tensors(name: str) -> None:
+    def build() -> tuple[Model, Optimizers]:
+        torch.manual_seed(0)
+        model = Model(ModelConfig(**SIZES), 100)
+        return model, Optimizers(model, OptimConfig(name=name, lr=0.01))  # type: ignore[arg-type]
+
+    def learn(model: Model, optimizers: Optimizers, steps: range) -> None:
+        for step in steps:
+            ids = torch.randint(0, 100, (2, 17), generator=torch.Generator().manual_seed(step))
+            optimizers.schedule(step, 20)
+            model.losses(ids[:, :-1], ids[:, 1:]).mean().backward()
+            optimizers.step()
+
+    straight, optimizers = build()
+    learn(straight, optimizers, range(10))
+    first, before = build()
+    learn(first, before, range(5))
+    second, after = build()
+    second.load_state_dict(first.state_dict())
+    after.load_tensors({key: value.clone() for key, value in before.tensors().items()})
+    learn(second, after, range(5, 10))
+    for a, b in zip(straight.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)

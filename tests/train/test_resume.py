@@ -1,0 +1,170 @@
+"""Kill it at any moment and run it again: the same losses and the same weights, bit for bit."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from harness import command, millpond
+
+from shards import RefusedError
+from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.loop import Job, Trainer
+from train.metrics import read_rows
+
+TIMES = {"tok_per_s", "data_wait_ms", "step_ms", "stall_percent"}
+
+
+def job(tokens: Path, root: Path, **train: Any) -> Job:
+    config = {"steps": 24, "batch_tokens": 256, "log_every": 3, "eval_every": 8, "checkpoint_every": 5, **train}
+    return Job(
+        model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=0.1),
+        optim=OptimConfig(name="muon", warmup_steps=3),
+        train=TrainConfig(eval_tokens=640, sample_every=8, sample_tokens=4, **config),
+        folder=tokens,
+        parts=5,
+        checkpoints=root / "checkpoints",
+        metrics=root / "metrics.jsonl",
+        samples=root / "samples.jsonl",
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows without what a clock says."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(path)]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int, kind: str) -> Any:
+    def emit(event: str, row: dict[str, Any]) -> None:
+        if event == kind and row["step"] >= step:
+            raise Stopped
+
+    return emit
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    return root, Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256
+
+
+@pytest.mark.parametrize("kind", ["log", "eval", "sample", "save"])
+@pytest.mark.parametrize("step", [1, 9, 16])
+def test_stopped_anywhere_and_resumed(
+    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], kind: str, step: int
+) -> None:
+    """Dropout is on, and log rows cross checkpoints, so generators and running sums must come back as well."""
+    with pytest.raises(Stopped):
+        Trainer(job(tiny_folder, tmp_path), stop_at(step, kind)).run()
+    result = Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+    root, weights = undisturbed
+    assert result.weights_sha256 == weights
+    assert rows(tmp_path / "metrics.jsonl") == rows(root / "metrics.jsonl")
+    assert rows(tmp_path / "samples.jsonl") == rows(root / "samples.jsonl")
+
+
+def test_a_finished_run_measures_the_same_again(
+    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    root, weights = undisturbed
+    shutil.copytree(root, tmp_path / "run")
+    before = rows(tmp_path / "run" / "metrics.jsonl")
+    result = Trainer(job(tiny_folder, tmp_path / "run"), lambda *_: None).run()
+    assert result.weights_sha256 == weights
+    assert result.evaluation.loss == before[-1]["val_loss"]
+    assert rows(tmp_path / "run" / "metrics.jsonl") == before
+
+
+def test_another_micro_batch_sees_the_same_data(
+    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str]
+) -> None:
+    wanted = job(tiny_folder, tmp_path)
+    wanted = wanted._replace(model=msgspec.structs.replace(wanted.model, dropout=0.0))
+    Trainer(wanted._replace(metrics=tmp_path / "a"), lambda *_: None).run()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(Stopped):
+        Trainer(wanted, stop_at(10, "save")).run()
+    smaller = wanted._replace(train=msgspec.structs.replace(wanted.train, micro_batch=2))
+    Trainer(smaller, lambda *_: None).run()
+    for ours, theirs in zip(rows(tmp_path / "metrics.jsonl"), rows(tmp_path / "a"), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-4)
+
+
+def test_a_run_that_diverges_stops_before_it_is_saved(tiny_folder: Path, tmp_path: Path) -> None:
+    wanted = job(tiny_folder, tmp_path, log_every=100)
+    wanted = wanted._replace(optim=OptimConfig(name="adamw", lr=100.0, clip=0.0, warmup_steps=0))
+    trainer = Trainer(wanted, lambda *_: None)
+    next(trainer.model.parameters()).data[:] = float("inf")
+    with pytest.raises(RefusedError, match=r"step 5: the loss or the gradient norm is not a number any more"):
+        trainer.run()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def final(home: Path, name: str) -> tuple[list[dict[str, Any]], str]:
+    run = home / "runs" / name
+    return rows(run / "metrics.jsonl"), json.loads((run / "receipt.json").read_text())["result"]["weights_sha256"]
+
+
+def last_step(path: Path) -> int:
+    found = read_rows(path)
+    return int(found[-1]["step"]) if found else 0
+
+
+def test_sigkill_at_random_moments(tiny_toml: Path, tmp_path: Path) -> None:
+    """The command itself, killed three times and run again. The step at which it dies is drawn anew each time."""
+    options = ("--home", tmp_path, "--set", "train.steps=200", "--set", "train.checkpoint_every=20")
+    assert millpond("train", tiny_toml, "--name", "calm", *options).returncode == 0
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    metrics = tmp_path / "runs" / "killed" / "metrics.jsonl"
+    kills = 0
+    for base in (0, 60, 120):
+        process = subprocess.Popen(
+            command("train", tiny_toml, "--name", "killed", *options),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        step = base + moments.randrange(5, 60)
+        while process.poll() is None and last_step(metrics) < step:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 3, "the run ended before it could be killed"
+    assert millpond("train", tiny_toml, "--name", "killed", *options).returncode == 0
+    assert final(tmp_path, "killed") == final(tmp_path, "calm"), f"seed {seed}"
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_exits(tiny_toml: Path, tmp_path: Path, signum: int, code: int) -> None:
+    options = (
+        "--name",
+        "stopped",
+        "--home",
+        tmp_path,
+        "--set",
+        "train.steps=100000",
+        "--set",
+        "train.checkpoint_every=0",
+    )
+    process = subprocess.Popen(command("train", tiny_toml, *options), stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "runs" / "stopped"
+    while process.poll() is None and last_step(run / "metrics.jsonl") < 5:
+        time.sleep(0.005)
+    process.send_signal(signum)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == code, log
+    step = last_step(run / "metrics.jsonl")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:06}"]
+    assert f"saved at step {step} of 100000" in log
+    assert "run the same command again to go on" in log

@@ -120,7 +120,7 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
     preset, pipeline = _pipeline(config, settings, home)
-    pipeline.train(pipeline.prepare(), name or preset, fresh=fresh)
+    pipeline.train(name or preset, fresh=fresh)
 
 
 @main.command()

@@ -36,11 +36,23 @@ def checked_name(name: str) -> str:
     return name
 
 
-def begin(run: RunPaths, recipe: Recipe, folder: Path) -> None:
+def pin(folder: Path) -> Pinned:
+    """The token folder as it is now."""
+    manifest = Manifest.read(folder)
+    return Pinned(folder=folder.name, fingerprint=manifest.fingerprint, parts=len(manifest.parts))
+
+
+def pinned(run: RunPaths) -> Pinned:
+    """The token folder as it was when the run began."""
+    try:
+        return decode(run.tokens.read_bytes(), Pinned, run.tokens)
+    except OSError as error:
+        raise from_os_error(error, run.tokens, "read") from error
+
+
+def begin(run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
     """Make the run's folder: what it is trained on, then the recipe, whose presence says that the run exists."""
     make_folder(run.root)
-    manifest = Manifest.read(folder)
-    pinned = Pinned(folder=folder.name, fingerprint=manifest.fingerprint, parts=len(manifest.parts))
     publish_bytes(run.tokens, encode(pinned))
     config.save(recipe, run.recipe)
 
@@ -77,7 +89,7 @@ def identity_of(recipe: Recipe, folder: str) -> dict[str, Any]:
 
 def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
-    found = differences(identity_of(config.load_run(run.recipe), _pinned(run).folder), wanted)
+    found = differences(identity_of(config.load_run(run.recipe), pinned(run).folder), wanted)
     if found:
         raise RefusedError(
             f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(_line, found)),
@@ -86,11 +98,10 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
         )
 
 
-def job(layout: Layout, run: RunPaths, recipe: Recipe) -> "Job":
-    """What the trainer needs to know of a run, its token folder as it was pinned when the run began."""
+def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
+    """What the trainer needs to know of a run."""
     from train.loop import Job
 
-    pinned = _pinned(run)
     return Job(
         model=recipe.model,
         optim=recipe.optim,
@@ -111,7 +122,7 @@ def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
     from train.trained import load_trained
 
     run = existing(layout, name)
-    wanted = job(layout, run, config.load_run(run.recipe))
+    wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     folder = TokenFolder(wanted.folder, parts=wanted.parts)
     trained = load_trained(wanted.checkpoints, wanted.model, folder)
     began = time.perf_counter()
@@ -147,17 +158,10 @@ def sample(layout: Layout, name: str, prompt: str, tokens: int, temperature: flo
     from train.trained import load_trained
 
     run = existing(layout, name)
-    wanted = job(layout, run, config.load_run(run.recipe))
+    wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     folder = TokenFolder(wanted.folder, parts=wanted.parts)
     trained = load_trained(wanted.checkpoints, wanted.model, folder)
     return generate(trained.model, folder.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
-
-
-def _pinned(run: RunPaths) -> Pinned:
-    try:
-        return decode(run.tokens.read_bytes(), Pinned, run.tokens)
-    except OSError as error:
-        raise from_os_error(error, run.tokens, "read") from error
 
 
 def _line(difference: Difference) -> str:

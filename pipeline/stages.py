@@ -24,6 +24,7 @@ from shards.atomic import make_folder, sha256_of
 from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
+from train.config import step_count
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.corpora import Corpus
@@ -135,9 +136,11 @@ class Pipeline:
         self.verify(folder)
         return folder
 
-    def train(self, folder: Path, name: str, *, fresh: bool = False) -> None:
-        """Train the run `name`, or go on with it, or say that it is done."""
+    def train(self, name: str, *, fresh: bool = False) -> None:
+        """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done."""
         run = self.layout.run(runs.checked_name(name))
+        step_count(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
+        folder = self.prepare()
         wanted = runs.identity_of(self.recipe, folder.name)
         print_ = fingerprint(wanted)
         with self._locked(f"run-{name}", wait=False):
@@ -149,12 +152,14 @@ class Pipeline:
                 what = f"{found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
                 self.terminal.stage("train", f"{name}: {what}", done=True)
                 return
-            if not run.recipe.exists():
-                runs.begin(run, self.recipe, folder)
             from train.loop import Trainer
 
             began = time.perf_counter()
-            result = Trainer(runs.job(self.layout, run, self.recipe), self.terminal.training).run()
+            pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(folder)
+            trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
+            if not run.recipe.exists():
+                runs.begin(run, self.recipe, pinned)
+            result = trainer.run()
             numbers = {
                 "steps": result.steps,
                 "tokens": result.tokens,

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shards.atomic import published_folder, sha256_of, sweep
+from shards.atomic import make_folder, published_folder, sha256_of, sweep
 from shards.errors import CorruptError, MillpondError, from_os_error
 from shards.manifest import encode
 
@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publish `folder/step-NNNNNN`, then remove all but the newest `keep`."""
-    path = folder / f"step-{checkpoint.progress.step:06}"
+    path = make_folder(folder) / f"step-{checkpoint.progress.step:06}"
     with published_folder(path) as temp:
         _write(checkpoint.model, temp / "model.safetensors")
         _write(checkpoint.state, temp / "state.safetensors")

@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import torch
 
-from shards.atomic import make_folder
-from shards.errors import ConfigError, CorruptError, Interrupted, RefusedError
+from shards.errors import CorruptError, Interrupted, RefusedError
 from shards.reader import TokenFolder
 from train import checkpoint as checkpoints
 from train.checkpoint import Checkpoint, Progress
-from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.config import ModelConfig, OptimConfig, TrainConfig, step_count
 from train.device import autocast, device_name, fitting_micro_batch, pick_device, resolve_precision
 from train.evaluate import Evaluation, evaluate
 from train.loader import TokenLoader
@@ -58,26 +57,12 @@ class Result(NamedTuple):
     weights_sha256: str
 
 
-def step_count(train: TrainConfig, seq_len: int) -> int:
-    """How many steps the recipe asks for; ConfigError unless a step is a whole number of windows."""
-    if train.batch_tokens % seq_len:
-        below = train.batch_tokens // seq_len * seq_len
-        raise ConfigError(
-            f"train.batch_tokens is {train.batch_tokens}, no multiple of model.seq_len, {seq_len}",
-            "a step is a whole number of windows",
-            f"--set train.batch_tokens={below or seq_len}",
-        )
-    if bool(train.tokens) == bool(train.steps):
-        raise ConfigError("set one of train.tokens and train.steps", f"they are {train.tokens} and {train.steps}")
-    return train.steps or max(1, train.tokens // train.batch_tokens)
-
-
 class Trainer:
     """One run, from its newest whole checkpoint (or the beginning) to its end."""
 
     def __init__(self, job: Job, emit: Emit) -> None:
         self.job, self.emit = job, emit
-        self.steps = step_count(job.train, job.model.seq_len)
+        self.steps = step_count(job.model, job.train)
         self.device = pick_device()
         self.precision = resolve_precision(job.train, self.device)
         self.folder = TokenFolder(job.folder, verify="hash", parts=job.parts)
@@ -90,25 +75,15 @@ class Trainer:
                 "prepare more text, or raise tokens.val_fraction",
             )
         torch.manual_seed(job.train.seed)
-        if job.model.d_model % job.model.n_head or (job.model.d_model // job.model.n_head) % 2:
-            raise ConfigError(
-                f"model.d_model {job.model.d_model} over model.n_head {job.model.n_head} is no even head width"
-            )
         self.model = Model(job.model, vocab_size).to(self.device)
         self.optimizers = Optimizers(self.model, job.optim)
         self.loss_sum = torch.zeros((), device=self.device)
         self.logged_steps = self.step = self.position = 0
-        self._restore(checkpoints.load_latest(make_folder(job.checkpoints)))
+        self._restore(checkpoints.load_latest(job.checkpoints))
         sequences = job.train.batch_tokens // job.model.seq_len
         self.micro_batch = job.train.micro_batch or fitting_micro_batch(
             sequences, self.model.parameter_count(), job.model, vocab_size, self.device, self.precision
         )
-        if sequences % self.micro_batch:
-            raise ConfigError(
-                f"train.micro_batch is {self.micro_batch}, a step has {sequences} sequences",
-                "the batch must be the same whatever the card",
-                f"choose a divisor of {sequences}, or 0 to have it chosen",
-            )
         self.accumulation = sequences // self.micro_batch
 
     def run(self) -> Result:
@@ -227,6 +202,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         found = self._measure()
+        self._require_finite(found.loss)
         row: Row = {
             "step": self.step,
             "tokens": self.step * self.job.train.batch_tokens,

@@ -104,11 +104,19 @@ def test_another_micro_batch_sees_the_same_data(
 def test_a_run_that_diverges_stops_before_it_is_saved(tiny_folder: Path, tmp_path: Path) -> None:
     wanted = job(tiny_folder, tmp_path, log_every=100)
     wanted = wanted._replace(optim=OptimConfig(name="adamw", lr=100.0, clip=0.0, warmup_steps=0))
-    trainer = Trainer(wanted, lambda *_: None)
-    next(trainer.model.parameters()).data[:] = float("inf")
+
+    def poison(event: str, row: dict[str, Any]) -> None:
+        next(trainer.model.parameters()).data[:] = float("inf")
+
+    trainer = Trainer(wanted, poison)
+    with pytest.raises(RefusedError, match=r"step 0: the loss or the gradient norm is not a number any more"):
+        trainer.run()  # found by the first evaluation
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+    poison_later = Trainer(wanted, lambda event, row: poison(event, row) if event == "eval" else None)
+    trainer = poison_later
     with pytest.raises(RefusedError, match=r"step 5: the loss or the gradient norm is not a number any more"):
-        trainer.run()
-    assert not list((tmp_path / "checkpoints").iterdir())
+        trainer.run()  # found before the first checkpoint, though no log step has come
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def final(home: Path, name: str) -> tuple[list[dict[str, Any]], str]:

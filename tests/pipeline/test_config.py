@@ -1,0 +1,134 @@
+"""One TOML, strictly read: what is not understood is refused with what was probably meant."""
+
+from pathlib import Path
+
+import pytest
+from harness import complains
+
+from pipeline import config
+from pipeline.config import Recipe
+from pipeline.fingerprint import differences, fingerprint, identity
+from prepare.config import TokensConfig
+from shards import ConfigError
+from train.config import ModelConfig, TrainConfig
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_and_name(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, "")) == ("mine", Recipe())
+
+
+def test_a_typo(tmp_path: Path) -> None:
+    path = write(tmp_path, "[optim]\nlearning_rate = 1e-3\nwarmup_step = 5\n")
+    known = "name, lr, embed_lr, head_lr, norm_lr, weight_decay, beta1, beta2, eps, momentum, momentum_warmup, clip, "
+    known += "schedule, warmup_steps, decay_fraction, final_lr"
+    names = ", ".join(f"optim.{name}" for name in known.split(", "))
+    with complains(ConfigError, f"{path}: unknown key optim.learning_rate", f"known: {names}"):
+        config.load(path)
+    with pytest.raises(ConfigError, match=r"unknown key optim\.warmup_step; did you mean optim\.warmup_steps\?"):
+        config.load(write(tmp_path, "[optim]\nwarmup_step = 5\n"))
+    with pytest.raises(ConfigError, match=r"unknown key modle; did you mean model\?"):
+        config.load(write(tmp_path, "[modle]\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[optim]\nlr = -1", r"Expected `float` >= 0.* - at `optim\.lr`"),
+        ("[optim]\nlr = nan", r"Expected `float` .* - at `optim\.lr`"),
+        ("[optim]\nlr = inf", r"Expected `float` <= 100.* - at `optim\.lr`"),
+        ("[optim]\nlr = '1e-3'", r"Expected `float`, got `str` - at `optim\.lr`"),
+        ("[train]\nsteps = true", r"Expected `int`, got `bool` - at `train\.steps`"),
+        ("[train]\nsteps = 1.5", r"Expected `int`, got `float` - at `train\.steps`"),
+        ("[model]\nfamily = 'llama'", r"Invalid enum value 'llama' - at `model\.family`"),
+        ("[corpus]\nname = '../up'", r"Expected `str` matching regex .* - at `corpus\.name`"),
+        ("model = 3", r"Expected `object`, got `int` - at `model`"),
+        ("[optim]\nlr = 1\nlr = 2", "not valid TOML"),
+        (f"[train]\nsteps = {'9' * 5000}", "not valid TOML"),
+    ],
+)
+def test_a_wrong_value(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        config.load(write(tmp_path, text))
+
+
+def test_settings(tmp_path: Path) -> None:
+    path = write(tmp_path, "[optim]\nlr = 1e-3\n")
+    settings = (
+        "optim.lr=3e-4",
+        "corpus.files=texts/*.txt",
+        "corpus.kind=files",
+        "model.tied=true",
+        'train.prompts=["a"]',
+    )
+    recipe = config.load(path, settings)[1]
+    assert recipe.optim.lr == 3e-4
+    assert recipe.corpus.files == ("texts/*.txt",)
+    assert recipe.model.tied is True
+    assert recipe.train.prompts == ("a",)
+    with pytest.raises(ConfigError, match=r"unknown key optim\.l; did you mean optim\.lr\?"):
+        config.load(path, ("optim.l=1",))
+    for wrong in ("lr=1", "optim.lr", "=", "optim.=3"):
+        with pytest.raises(ConfigError, match=r"expected TABLE\.FIELD=VALUE"):
+            config.load(path, (wrong,))
+
+
+def test_an_unknown_preset() -> None:
+    with complains(
+        ConfigError,
+        "'overnigth' is neither a preset nor a .toml file",
+        "presets: demo, gpt2, gpt2-book, overnight; did you mean overnight?",
+    ):
+        config.load("overnigth")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
+        config.load(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_presets_load_and_survive_being_written(name: str, tmp_path: Path) -> None:
+    recipe = config.load(name)[1]
+    config.save(recipe, tmp_path / "run.toml")
+    assert config.load_run(tmp_path / "run.toml") == recipe
+
+
+def test_the_book_and_gpt2_have_their_published_sizes() -> None:
+    import torch
+
+    from train.model import Model
+
+    sizes = {"gpt2": 124_439_808, "gpt2-book": 163_009_536, "overnight": 162_151_680}
+    with torch.device("meta"):
+        for name, parameters in sizes.items():
+            assert Model(config.load(name)[1].model, 50257).parameter_count() == parameters
+
+
+def test_what_cannot_change_the_result_is_no_identity() -> None:
+    assert identity(TokensConfig()) == identity(TokensConfig(workers=7, max_tokens=5, engine="tiktoken"))
+    assert identity(TokensConfig()) != identity(TokensConfig(val_fraction=0.01))
+    quiet = TrainConfig(log_every=1, micro_batch=3, eval_every=9, checkpoint_every=2, keep_checkpoints=9, prompts=())
+    assert identity(TrainConfig()) == identity(quiet)
+    assert identity(TrainConfig()) != identity(TrainConfig(seed=2))
+
+
+def test_differences_name_their_fields() -> None:
+    before = {"model": identity(ModelConfig()), "token_folder": "a"}
+    now = {"model": identity(ModelConfig(n_layer=3)), "token_folder": "b"}
+    assert [tuple(found) for found in differences(before, now)] == [
+        ("model.n_layer", 12, 3),
+        ("token_folder", "a", "b"),
+    ]
+
+
+def test_fingerprints() -> None:
+    assert fingerprint({"a": 1, "b": [1.5, "x"]}) == fingerprint({"b": [1.5, "x"], "a": 1})
+    assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+    with pytest.raises(ConfigError, match="nan is no number"):
+        fingerprint({"a": [float("nan")]})

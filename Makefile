@@ -41,8 +41,8 @@ check: .venv/dev ## Formatting, lint and types
 	@.venv/bin/mypy
 
 bench: .venv/dev ## Side-by-side figures of preparing and loading
-	@.venv/bin/python tests/benchmarks/prepare.py
-	@.venv/bin/python tests/benchmarks/loader.py
+	@.venv/bin/python -P tests/benchmarks/prepare.py
+	@.venv/bin/python -P tests/benchmarks/loader.py
 
 $(millpond): pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv

@@ -218,7 +218,7 @@ def _in_pool(
             ) from error
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _planned_enough(sealed: dict[int, PartRecord], running: dict[Future[PartRecord], Part], max_tokens: int) -> bool:

@@ -1,10 +1,11 @@
 """Files to batches of clean text. A row is a document, or it is counted as null or empty; nothing disappears.
 
-No normalisation: what a document says is kept byte for byte. Only what UTF-8 cannot hold is replaced, and counted.
+No normalisation: a document is kept byte for byte. Only what UTF-8 cannot hold becomes U+FFFD, and is counted.
 """
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ from shards.tokenizer import EOT_TEXT
 BATCH_ROWS = 1000
 BATCH_BYTES = 4 << 20
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt")
-Row = str | bytes | None
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # a lone half of a UTF-16 pair, or (escaped so) a byte that is not UTF-8
 _DAMAGE = (
     OSError,
     EOFError,
@@ -48,7 +49,7 @@ def read(path: Path, first: int, last: int, text_column: str) -> Iterator[Batch]
     A jsonl line belongs to the range its first byte is in. ConfigError when there is no such text column, CorruptError
     with the place when the file cannot be read.
     """
-    rows: Iterable[list[Row]]
+    rows: Iterable[list[str | None]]
     try:
         if path.name.endswith(".parquet"):
             rows = _parquet(path, first, last, text_column)
@@ -57,7 +58,7 @@ def read(path: Path, first: int, last: int, text_column: str) -> Iterator[Batch]
         elif path.name.endswith(".jsonl.gz"):
             rows = _chunked(_jsonl_gz(path, text_column))
         elif path.name.endswith(".txt"):
-            rows = [[path.read_bytes()]]
+            rows = [[path.read_bytes().decode("utf-8", "surrogateescape")]]
         else:
             raise ConfigError(
                 f"{path}: unknown kind of file", f"text is read from {', '.join(SUFFIXES)}", "convert or rename it"
@@ -68,39 +69,29 @@ def read(path: Path, first: int, last: int, text_column: str) -> Iterator[Batch]
         raise _damaged(path, error, "") from error
 
 
-def _clean(rows: list[Row]) -> Batch:
+def _clean(rows: list[str | None]) -> Batch:
     """Drop nulls and empties, mend what UTF-8 cannot hold, hash, and count it all."""
-    texts: list[str] = []
-    hashes: list[int] = []
-    null = empty = repaired = literal = nbytes = 0
-    for row in rows:
-        if row is None:
-            null += 1
-            continue
-        if isinstance(row, bytes):
-            text = row.decode("utf-8", "replace")
-            repaired += text.encode() != row
-        else:
-            text = row
-        if not text:
-            empty += 1
-            continue
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:  # lone surrogates: joined where they pair, else U+FFFD, as tiktoken does
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            data = text.encode()
-            repaired += 1
-        literal += EOT_TEXT in text
-        nbytes += len(data)
-        texts.append(text)
-        hashes.append(xxhash.xxh3_64_intdigest(data))
-    counts = Counts(rows=len(rows), null=null, empty=empty, repaired=repaired, literal_eot=literal, text_bytes=nbytes)
-    return Batch(texts, np.array(hashes, np.uint64), counts)
+    texts = [row for row in rows if row]
+    null, repaired = rows.count(None), 0
+    try:
+        data = [text.encode() for text in texts]
+    except UnicodeEncodeError:
+        mended = [_SURROGATE.sub("\ufffd", text) for text in texts]
+        repaired = sum(before != after for before, after in zip(texts, mended, strict=True))
+        texts, data = mended, [text.encode() for text in mended]
+    counts = Counts(
+        rows=len(rows),
+        null=null,
+        empty=len(rows) - null - len(texts),
+        repaired=repaired,
+        literal_eot=sum(EOT_TEXT in text for text in texts),
+        text_bytes=sum(map(len, data)),
+    )
+    return Batch(texts, np.fromiter(map(xxhash.xxh3_64_intdigest, data), np.uint64, len(data)), counts)
 
 
-def _chunked(rows: Iterable[str | None]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
+def _chunked(rows: Iterable[str | None]) -> Iterator[list[str | None]]:
+    chunk: list[str | None] = []
     size = 0
     for row in rows:
         chunk.append(row)
@@ -133,7 +124,7 @@ def open_parquet(path: Path, text_column: str) -> pq.ParquetFile:
     return file
 
 
-def _parquet(path: Path, first: int, last: int, text_column: str) -> Iterator[list[Row]]:
+def _parquet(path: Path, first: int, last: int, text_column: str) -> Iterator[list[str | None]]:
     file = open_parquet(path, text_column)
     for group in range(first, last):
         try:
@@ -143,7 +134,7 @@ def _parquet(path: Path, first: int, last: int, text_column: str) -> Iterator[li
             raise _damaged(path, error, f": row group {group} of {file.num_row_groups}") from error
 
 
-def _bounded(column: Any) -> Iterator[list[Row]]:
+def _bounded(column: Any) -> Iterator[list[str | None]]:
     """The column's rows, cut where a batch would grow past its bytes."""
     if column.nbytes > BATCH_BYTES and len(column) > 1:
         half = len(column) // 2
@@ -154,7 +145,8 @@ def _bounded(column: Any) -> Iterator[list[Row]]:
         yield column.to_pylist()
     except UnicodeDecodeError:  # a writer that did not check its strings: decode and mend them one by one
         binary = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        yield column.view(binary).to_pylist()
+        rows = column.view(binary).to_pylist()
+        yield [row if row is None else row.decode("utf-8", "surrogateescape") for row in rows]
 
 
 def _jsonl(path: Path, first: int, last: int, text_column: str) -> Iterator[str | None]:

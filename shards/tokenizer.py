@@ -4,9 +4,9 @@
 The end-of-text id follows the last rank and is in neither file: its text in a document is ordinary text.
 """
 
-import base64
 import hashlib
 import json
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
@@ -50,7 +50,7 @@ class Tokenizer:
                 "copy the file again from where it came",
             )
         pairs = (line.split() for line in data.splitlines() if line)
-        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        ranks = {a2b_base64(token): int(rank) for token, rank in pairs}
         tokens = sorted(ranks, key=ranks.__getitem__)
         if [ranks[token] for token in tokens] != list(range(len(tokens))):
             raise CorruptError(f"{path}: the ranks are not 0 to {len(tokens) - 1}, each once")
@@ -85,7 +85,7 @@ class Tokenizer:
 
     def to_tiktoken(self) -> bytes:
         """The bytes of a tiktoken ranks file."""
-        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(self.tokens))
+        return b"".join(b"%s %d\n" % (b2a_base64(token, newline=False), rank) for rank, token in enumerate(self.tokens))
 
     def to_json(self) -> bytes:
         """The bytes of a Hugging Face tokenizer.json that gives the same ids."""

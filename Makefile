@@ -47,12 +47,12 @@ bench: .venv/dev ## Side-by-side figures of preparing and loading
 $(millpond): pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv
 	@echo "installing millpond into .venv (a few minutes the first time) ..." >&2
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 .venv/dev: $(millpond)
 	@echo "installing the development tools into .venv ..." >&2
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 .PHONY: help prepare train evaluate sample status doctor test check bench

@@ -48,12 +48,14 @@ class Pipeline:
         megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
         path = self.layout.receipt("fetch", wanted.name)
         print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
-        what = f"{len(corpus.sources)} files, {megabytes:,.1f} MB"
+        files = "1 file" if len(corpus.sources) == 1 else f"{len(corpus.sources):,} files"
+        what = f"{wanted.name}  {files}, {megabytes:,.1f} MB"
         if receipt.read(path, print_):
-            self.terminal.stage("fetch", f"{wanted.name}: {what}", done=True)
+            self.terminal.stage("fetch", what, done=True)
         else:
-            receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, time.perf_counter() - began)
-            self.terminal.stage("fetch", f"{wanted.name}: {what} in {time.perf_counter() - began:.1f} s")
+            seconds = time.perf_counter() - began
+            receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
+            self.terminal.stage("fetch", f"{what}, {seconds:.1f} s")
         return corpus
 
     def tokenize(self, corpus: "Corpus", *, force: bool = False) -> Path:
@@ -69,7 +71,7 @@ class Pipeline:
                 shutil.rmtree(folder)
             manifest = _manifest(folder, print_)
             if manifest and not (folder / ".parts").exists() and _holds(manifest, tokens.max_tokens):
-                self.terminal.stage("tokenize", f"{folder.name}: {_amount(manifest)}", done=True)
+                self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
                 return folder
             began = time.perf_counter()
             planned = parts.plan(corpus.paths, corpus.record.text_column, tokens.part_tokens)
@@ -104,7 +106,7 @@ class Pipeline:
             counts = msgspec.to_builtins(manifest.counts)
             receipt.write(self.layout.receipt("tokenize", folder.name), "tokenize", print_, counts, seconds)
             rate = (manifest.tokens("train") + manifest.tokens("val")) / 1e6 / seconds
-            self.terminal.stage("tokenize", f"{folder.name}: {_amount(manifest)} in {seconds:.1f} s, {rate:.1f} Mtok/s")
+            self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}, {seconds:.1f} s, {rate:.1f} Mtok/s")
             _report_losses(self.terminal, manifest)
         return folder
 
@@ -128,7 +130,7 @@ class Pipeline:
         nbytes = sum(shard.nbytes for part in manifest.parts for shard in (part.train, part.val))
         seconds = time.perf_counter() - began
         receipt.write(path, "verify", print_, {"parts": len(manifest.parts), "bytes": nbytes}, seconds)
-        self.terminal.stage("verify", f"{folder.name}: {nbytes / 1e6:,.1f} MB of shards, every byte as written")
+        self.terminal.stage("verify", f"{folder.name}  {nbytes / 1e6:,.1f} MB, every byte as it was written")
 
     def prepare(self) -> Path:
         """fetch, tokenize, verify."""
@@ -149,8 +151,8 @@ class Pipeline:
             if run.recipe.exists():
                 runs.refuse_drift(run, wanted)
             if found := receipt.read(run.receipt, print_):
-                what = f"{found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
-                self.terminal.stage("train", f"{name}: {what}", done=True)
+                what = f"{name}  {found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
+                self.terminal.stage("train", what, done=True)
                 return
             from train.loop import Trainer
 
@@ -239,23 +241,21 @@ def _holds(manifest: Manifest, max_tokens: int) -> bool:
 
 
 def _amount(manifest: Manifest) -> str:
-    return (
-        f"{manifest.tokens('train'):,} tokens to train on, {manifest.tokens('val'):,} to validate, "
-        f"{len(manifest.parts)} parts"
-    )
+    tokens = manifest.tokens("train") + manifest.tokens("val")
+    return f"{tokens / 1e6:,.1f} M tokens, {len(manifest.parts)} parts"
 
 
 def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     counts = manifest.counts
     dropped = [
-        f"{count:,} {what}"
+        f"{what}: {count:,}"
         for count, what in (
-            (counts.null, "null rows dropped"),
-            (counts.empty, "empty rows dropped"),
-            (counts.repaired, "documents repaired (not valid Unicode)"),
-            (counts.literal_eot, "documents hold the end-of-text string as text"),
+            (counts.null, "null rows, dropped"),
+            (counts.empty, "empty rows, dropped"),
+            (counts.repaired, "documents that were no valid Unicode, repaired"),
+            (counts.literal_eot, "documents with the end-of-text string as text, kept so"),
         )
         if count
     ]
-    if dropped:
-        terminal.note("; ".join(dropped))
+    for line in dropped:
+        terminal.note(line)

@@ -31,7 +31,7 @@ class Terminal:
         """A stage is finished, now or `done` already by a run before."""
         line = Text(f"{name:<9} ", style="dim" if done else "bold green")
         self._log.print(
-            line.append(what + (" (already done)" if done else ""), style="dim" if done else "not bold default")
+            line.append(what + (", already done" if done else ""), style="dim" if done else "not bold default")
         )
 
     def note(self, text: str) -> None:

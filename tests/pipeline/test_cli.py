@@ -73,7 +73,7 @@ def test_again_it_is_done(home: Path, tiny_toml: Path) -> None:
     again = run("train", tiny_toml, "--home", home)
     assert again.exit_code == 0
     for stage in ("fetch", "tokenize", "verify", "train"):
-        assert any(line.startswith(stage) and line.endswith("(already done)") for line in again.stderr.splitlines()), (
+        assert any(line.startswith(stage) and line.endswith(", already done") for line in again.stderr.splitlines()), (
             stage
         )
     after = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file() and "locks" not in path.parts}

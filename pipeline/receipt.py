@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from shards.atomic import make_folder, publish_bytes
+from shards.atomic import make_folder, publish_bytes, sweep
 from shards.errors import MillpondError
 from shards.manifest import decode, encode
 
@@ -26,7 +26,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def write(path: Path, stage: str, fingerprint: str, result: dict[str, Any], seconds: float) -> None:
     """Declare `stage` finished for the inputs that `fingerprint` stands for."""
-    make_folder(path.parent)
+    sweep(make_folder(path.parent), path.name)
     receipt = Receipt(
         stage=stage, fingerprint=fingerprint, result=result, versions=versions(), seconds=round(seconds, 3)
     )

@@ -147,7 +147,8 @@ def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
         "val_loss": found.loss,
         "val_bpb": found.bpb,
     }
-    receipt.write(run.evaluation, "evaluate", fingerprint(result), result, time.perf_counter() - began)
+    asked = {key: result[key] for key in ("run", "step", "token_folder", "val_tokens")}
+    receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
     return result
 
 

@@ -20,7 +20,7 @@ from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
-from shards.atomic import make_folder, sha256_of
+from shards.atomic import make_folder, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
@@ -44,6 +44,7 @@ class Pipeline:
         wanted = corpora.resolve(self.recipe.corpus)
         began = time.perf_counter()
         with self._locked(f"raw-{wanted.name}"):
+            sweep(self.layout.raw(wanted.name))
             corpus = corpora.fetch(self.recipe.corpus, self.layout.raw(wanted.name), force=force)
         megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
         path = self.layout.receipt("fetch", wanted.name)
@@ -146,6 +147,7 @@ class Pipeline:
         wanted = runs.identity_of(self.recipe, folder.name)
         print_ = fingerprint(wanted)
         with self._locked(f"run-{name}", wait=False):
+            sweep(run.root)
             if fresh and run.root.exists():
                 self.terminal.note(f"the run before is kept as {runs.set_aside(run)}")
             if run.recipe.exists():

@@ -31,7 +31,7 @@ from shards.header import Placement
 from shards.manifest import Counts, Manifest, PartRecord, decode, encode
 from shards.split import is_val
 from shards.tokenizer import Tokenizer
-from shards.writer import ShardWriter, sidecar_of
+from shards.writer import ShardWriter
 
 Advance = Callable[[int], None]
 
@@ -68,10 +68,10 @@ def tokenize(job: Job, parts: list[Part], max_tokens: int, workers: int, advance
     chosen = list(_prefix(sealed, max_tokens))
     manifest = msgspec.structs.replace(job.manifest, parts=chosen, complete=len(chosen) == len(parts))
     manifest.write(job.folder)
-    for index in sealed.keys() - set(range(len(chosen))):
-        for path in _shard_paths(job.folder, index):
-            path.unlink(missing_ok=True)
-            sidecar_of(path).unlink(missing_ok=True)
+    kept = {name for name, _ in manifest.files()}
+    for path in (*job.folder.glob("train-*"), *job.folder.glob("val-*")):
+        if path.name not in kept:  # sealed beyond what was asked for, or half of a part that a kill cut short
+            path.unlink()
     shutil.rmtree(job.folder / ".parts")
     return manifest
 

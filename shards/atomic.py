@@ -53,9 +53,9 @@ def sha256_of(path: Path) -> str:
         raise from_os_error(error, path, "read") from error
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in `folder`. The caller holds the lock of whatever lives there."""
-    for stale in folder.glob(".*.tmp"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers of `name` left in `folder`. The caller holds the lock of whatever lives there."""
+    for stale in folder.glob(f".{name}.*.tmp"):
         if stale.is_dir():
             shutil.rmtree(stale, ignore_errors=True)
         else:

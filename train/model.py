@@ -153,9 +153,11 @@ class Model(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
     def _initialise(self, generator: torch.Generator | None) -> None:
-        """gpt2 as its paper says: 0.02, and less by sqrt(2 layers) where a block adds to the stream. modern: blocks add
-        nothing and the head says nothing at first (zeros), so the first loss is ln(vocabulary) exactly."""
+        """gpt2 as its paper says: 0.02, and less by sqrt(2 layers) where a block adds to the stream; but the table that
+        is also the head at most 0.4 / sqrt(D), or the first loss would be 0.15 above a guess's at D = 768. modern: blocks
+        add nothing and the head says nothing at first (zeros), so the first loss is ln(vocabulary) exactly."""
         gpt2 = self.config.family == "gpt2"
+        table = min(0.02, 0.4 / math.sqrt(self.config.d_model))
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -163,9 +165,9 @@ class Model(nn.Module):
                 std = 0.02 / math.sqrt(2 * self.config.n_layer) if gpt2 else 0.0
                 nn.init.normal_(parameter, 0.0, std, generator)
             elif name == "head.weight":
-                nn.init.normal_(parameter, 0.0, 0.02 if gpt2 else 0.0, generator)
+                nn.init.normal_(parameter, 0.0, table if gpt2 else 0.0, generator)
             elif name == "embed.weight":
-                nn.init.normal_(parameter, 0.0, 0.02 if gpt2 or self.head is None else 1.0, generator)
+                nn.init.normal_(parameter, 0.0, table if gpt2 or self.head is None else 1.0, generator)
             elif parameter.dim() == 2:
                 std = 0.02 if gpt2 else 0.5 / math.sqrt(self.config.d_model)
                 nn.init.normal_(parameter, 0.0, std, generator)

@@ -119,6 +119,17 @@ def test_the_first_loss_is_that_of_a_guess(form: str) -> None:
     assert model.losses(ids[:, :-1], ids[:, 1:]).mean().item() == pytest.approx(math.log(VOCAB), abs=0.1)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_first_loss_at_the_published_width(family: str, tied: bool) -> None:
+    torch.manual_seed(1)
+    model = Model(ModelConfig(family=family, n_layer=1, n_head=12, tied=tied), 50257)  # type: ignore[arg-type]
+    ids = torch.randint(0, 50257, (1, 129))
+    with torch.no_grad():
+        loss = model.losses(ids[:, :-1], ids[:, 1:]).mean().item()
+    assert loss == pytest.approx(math.log(50257), abs=0.1)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_no_position_sees_what_comes_after_it(form: str) -> None:
     model = randomised(FORMS[form])

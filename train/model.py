@@ -153,11 +153,12 @@ class Model(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters()) - tables * padding
 
     def _initialise(self, generator: torch.Generator | None) -> None:
-        """gpt2 as its paper says: 0.02, and less by sqrt(2 layers) where a block adds to the stream; but the table that
-        is also the head at most 0.4 / sqrt(D), or the first loss would be 0.15 above a guess's at D = 768. modern: blocks
-        add nothing and the head says nothing at first (zeros), so the first loss is ln(vocabulary) exactly."""
+        """gpt2 as its paper says, 0.02, and less by sqrt(2 layers) where a block adds to the stream; modern blocks add
+        nothing at first. Every model begins within 0.1 of a guess's loss: a modern head is zero, GPT-2's has at most
+        0.4 / sqrt(D) (0.02 would begin 0.15 above at D = 768), and a modern model whose head is its embedding has
+        at most 6 / D, or it would begin by predicting the token it sees."""
         gpt2 = self.config.family == "gpt2"
-        table = min(0.02, 0.4 / math.sqrt(self.config.d_model))
+        table = min(0.02, 0.4 / math.sqrt(self.config.d_model) if gpt2 else 6 / self.config.d_model)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)

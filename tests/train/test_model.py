@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline.config import load
 from train.config import ModelConfig, OptimConfig
 from train.model import Model
 from train.optim import Optimizers
@@ -119,12 +120,12 @@ def test_the_first_loss_is_that_of_a_guess(form: str) -> None:
     assert model.losses(ids[:, :-1], ids[:, 1:]).mean().item() == pytest.approx(math.log(VOCAB), abs=0.1)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "modern"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_first_loss_at_the_published_width(family: str, tied: bool) -> None:
+@pytest.mark.parametrize("settings", [(), ("model.tied=true",)], ids=["", "tied"])
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-book", "overnight"])
+def test_the_first_loss_of_the_presets(preset: str, settings: tuple[str, ...]) -> None:
     torch.manual_seed(1)
-    model = Model(ModelConfig(family=family, n_layer=1, n_head=12, tied=tied), 50257)  # type: ignore[arg-type]
-    ids = torch.randint(0, 50257, (1, 129))
+    model = Model(load(preset, settings)[1].model, 50257)
+    ids = torch.randint(0, 50257, (1, 65))
     with torch.no_grad():
         loss = model.losses(ids[:, :-1], ids[:, 1:]).mean().item()
     assert loss == pytest.approx(math.log(50257), abs=0.1)

@@ -155,10 +155,10 @@ class Model(nn.Module):
     def _initialise(self, generator: torch.Generator | None) -> None:
         """gpt2 as its paper says, 0.02, and less by sqrt(2 layers) where a block adds to the stream; modern blocks add
         nothing at first. Every model begins within 0.1 of a guess's loss: a modern head is zero, GPT-2's has at most
-        0.4 / sqrt(D) (0.02 would begin 0.15 above at D = 768), and a modern model whose head is its embedding has
+        0.3 / sqrt(D) (0.02 would begin 0.15 above at D = 768), and a modern model whose head is its embedding has
         at most 6 / D, or it would begin by predicting the token it sees."""
         gpt2 = self.config.family == "gpt2"
-        table = min(0.02, 0.4 / math.sqrt(self.config.d_model) if gpt2 else 6 / self.config.d_model)
+        table = min(0.02, 0.3 / math.sqrt(self.config.d_model) if gpt2 else 6 / self.config.d_model)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)

@@ -125,7 +125,7 @@ def test_the_first_loss_is_that_of_a_guess(form: str) -> None:
 def test_the_first_loss_of_the_presets(preset: str, settings: tuple[str, ...]) -> None:
     torch.manual_seed(1)
     model = Model(load(preset, settings)[1].model, 50257)
-    ids = torch.randint(0, 50257, (1, 65))
+    ids = torch.randint(0, 50257, (1, 129))
     with torch.no_grad():
         loss = model.losses(ids[:, :-1], ids[:, 1:]).mean().item()
     assert loss == pytest.approx(math.log(50257), abs=0.1)

@@ -45,6 +45,8 @@ class Pipeline:
         began = time.perf_counter()
         with self._locked(f"raw-{wanted.name}"):
             sweep(self.layout.raw(wanted.name))
+            if wanted.kind == "python-docs" and (force or not self.layout.raw(wanted.name).exists()):
+                self.terminal.note("collecting the documentation of the installed packages")
             corpus = corpora.fetch(self.recipe.corpus, self.layout.raw(wanted.name), force=force)
         megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
         path = self.layout.receipt("fetch", wanted.name)

@@ -101,18 +101,23 @@ class Terminal:
     def _row(self, row: Row) -> None:
         place = f"{row['step']}/{row['steps']}"
         self._log.print(
-            f"{place:>13}  loss {row['loss']:.4f}  lr {row['lr']:.1e}  grad {row['grad_norm']:.2f}  "
-            f"{row['tok_per_s']:,.0f} tok/s  wait {row['data_wait_ms']:.2f} ms  {_clock(row['eta_seconds'])}"
+            f"{place:>9}  loss {row['loss']:.4f}  lr {_short(row['lr'])}  grad {row['grad_norm']:.2f}  "
+            f"{row['tok_per_s'] / 1000:.1f}k tok/s  wait {row['data_wait_ms']:.2f} ms  {_clock(row['eta_seconds'])}"
         )
 
     def _eval(self, row: Row) -> None:
-        line = f"{row['step']:>13}  validation {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte"
+        line = f"{row['step']:>9}  validation {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte"
         self._log.print(Text(line, style="cyan"))
 
     def _sample(self, row: Row) -> None:
         text = " ".join(row["text"].split())
-        lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15, max_lines=4)
+        lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 11, subsequent_indent=" " * 11, max_lines=4)
         self._log.print(Text("\n".join(lines), style="dim"))
+
+
+def _short(rate: float) -> str:
+    """A rate in six characters."""
+    return f"{rate:.1e}".replace("e-0", "e-")
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,256 @@
+"""One file over HTTP that is right to the byte or not there.
+
+Each connection appends to a part file of its own, whose size is all the state a resume needs, also after a kill. The
+whole is hashed while the parts are joined, and compared with what the pinned commit says; wrong bytes are set aside and
+fetched again, a bounded number of times.
+"""
+
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+import urllib3
+
+from shards.atomic import AtomicFile, make_folder, sha256_of
+from shards.errors import NetworkError, from_os_error
+
+TRIES = 5  # in a row without a byte of progress; and of the whole file, when its bytes were wrong, WRONG_TRIES
+WRONG_TRIES = 3
+BACKOFF = 1.0  # seconds before the second try, doubled each time, jittered
+MAX_WAIT = 300.0  # seconds; a longer Retry-After is not believed
+SEGMENT = 32 << 20  # bytes for which one more connection is worth it
+CHUNK = 1 << 20
+RETRIED = {408, 425, 429, 500, 502, 503, 504}
+
+
+class Remote(NamedTuple):
+    """A file to fetch. `digest` is "sha256:…" or, for what git itself holds, "git:…" (sha1 of the blob)."""
+
+    url: str
+    size: int
+    digest: str
+    headers: dict[str, str]
+
+
+class _Again(Exception):
+    """A failure that may pass; `after` seconds if the server named a time."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+def matches(path: Path, size: int, digest: str) -> bool:
+    """Whether the file at `path` is there and has exactly these bytes."""
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    kind, _, expected = digest.partition(":")
+    if kind == "sha256":
+        return sha256_of(path) == expected
+    hasher = _hasher(kind, size)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            hasher.update(chunk)
+    return hasher.hexdigest() == expected
+
+
+def download(remote: Remote, path: Path, connections: int = 4, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Fetch `remote` to `path`, going on from what an earlier process left; `advance` is told bytes as they come.
+
+    NetworkError with the reason when the bounded tries are used up, DiskError when the disk is.
+    """
+    make_folder(path.parent)
+    count = max(1, min(connections, remote.size // SEGMENT))
+    bounds = [remote.size * i // count for i in range(count + 1)]
+    stem = f".{path.name}.{remote.digest.partition(':')[2][:12]}"
+    parts = [path.with_name(f"{stem}.{i + 1}of{count}.part") for i in range(count)]
+    found = ""
+    for _ in range(WRONG_TRIES):
+        stop = threading.Event()
+        with ThreadPoolExecutor(count) as pool:
+            running = [
+                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], advance, stop)
+                for i, part in enumerate(parts)
+            ]
+            try:
+                done, _unfinished = wait(running, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()  # a failure of one, or Ctrl-C, ends the others at their next chunk
+        for future in done:
+            future.result()
+        found = _join(remote, parts, path)
+        if found == remote.digest:
+            for part in parts:
+                part.unlink()
+            path.with_name(f"{stem}.wrong").unlink(missing_ok=True)
+            return
+        parts[0].replace(path.with_name(f"{stem}.wrong"))  # kept for whoever looks for the cause
+        for part in parts[1:]:
+            part.unlink()
+    raise NetworkError(
+        f"{remote.url}: {WRONG_TRIES} times the wrong bytes: got {found}, the pinned commit says {remote.digest}",
+        "wrong bytes never become tokens; a proxy, a cache or the disk may change them on the way",
+        f"look at {path.with_name(f'{stem}.wrong')}, then run the same command again",
+    )
+
+
+def _join(remote: Remote, parts: list[Path], path: Path) -> str:
+    """Write the parts as one file and return its digest; it is published only when that is the right one."""
+    kind = remote.digest.partition(":")[0]
+    hasher = _hasher(kind, remote.size)
+    with AtomicFile(path) as out:
+        for part in parts:
+            with part.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    hasher.update(chunk)
+                    out.write(chunk)
+        found = f"{kind}:{hasher.hexdigest()}"
+        if found == remote.digest:
+            out.publish()
+    return found
+
+
+def _segment(
+    remote: Remote, part: Path, first: int, last: int, advance: Callable[[int], None], stop: threading.Event
+) -> None:
+    """Bytes `first` to `last` of the file into `part`, appended to what is there."""
+    failures = 0
+    with requests.Session() as session:
+        while not stop.is_set():
+            have = part.stat().st_size if part.exists() else 0
+            if have == last - first and part.exists():
+                return
+            if have > last - first:
+                part.unlink()
+                continue
+            try:
+                for chunk in _stream(session, remote, first + have, last):
+                    try:
+                        with part.open("ab", buffering=0) as out:
+                            _write_all(out.fileno(), chunk)
+                    except OSError as error:
+                        raise from_os_error(error, part, "written") from error
+                    advance(len(chunk))
+                    failures = 0
+                    if stop.is_set():
+                        return
+            except _Again as error:
+                failures += 1
+                if failures == TRIES:
+                    raise NetworkError(
+                        f"{remote.url}: {error} ({TRIES} times in a row)",
+                        f"{part.stat().st_size if part.exists() else 0:,} bytes are kept",
+                        "run the same command again later: it goes on from there",
+                    ) from error
+                stop.wait(error.after if error.after is not None else _backoff(failures))
+
+
+def _stream(session: requests.Session, remote: Remote, first: int, last: int) -> Iterator[bytes]:
+    """Bytes `first` to `last`, as they come. _Again for what may pass, NetworkError for what will not."""
+    if first == last:
+        yield b""
+        return
+    headers = {**remote.headers, "Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
+    try:
+        with session.get(remote.url, headers=headers, stream=True, timeout=timeout_seconds()) as response:
+            skip = _check(response, remote, first)
+            left = last - first
+            while chunk := response.raw.read1(CHUNK):  # what is there: a cut must not cost what came before it
+                wanted = chunk[skip : skip + left]
+                skip = max(0, skip - len(chunk))
+                left -= len(wanted)
+                if wanted:
+                    yield wanted
+                if not left:
+                    return
+        raise _Again(f"the connection was cut {left:,} bytes before the end")
+    except requests.TooManyRedirects as error:
+        raise NetworkError(
+            f"{remote.url}: redirected in a circle", "a proxy or a login page is in the way", "check HF_ENDPOINT"
+        ) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _Again(_reason(error)) from error
+
+
+def timeout_seconds() -> float:
+    """How long to wait for a connection, and for each next byte."""
+    return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "10"))
+
+
+def _check(response: requests.Response, remote: Remote, first: int) -> int:
+    """How many bytes of the answer come before `first`; an exception unless it is an answer with the file in it."""
+    status = response.status_code
+    if status in RETRIED:
+        raise _Again(f"status {status} {response.reason}", _retry_after(response))
+    if status not in (200, 206):
+        advice = {
+            401: "set HF_TOKEN to a token that may read it",
+            403: "set HF_TOKEN to a token that may read it, and accept the dataset's terms on the Hub",
+            404: "check corpus.repo, corpus.revision and corpus.files",
+        }
+        raise NetworkError(
+            f"{remote.url}: status {status} {response.reason}",
+            "asking again would give the same answer",
+            advice.get(status, "look at the address in a browser"),
+        )
+    if "text/html" in response.headers.get("Content-Type", ""):
+        raise _Again("a web page came instead of the file: a login page or a proxy answers in the Hub's place")
+    if status == 200:
+        length = response.headers.get("Content-Length")
+        if length is not None and int(length) != remote.size:
+            raise _Again(f"{int(length):,} bytes are offered, the listing says {remote.size:,}")
+        return first
+    found = response.headers.get("Content-Range", "")
+    if not found.startswith(f"bytes {first}-") or not found.endswith(f"/{remote.size}"):
+        raise _Again(f"asked for bytes from {first} of {remote.size}, the answer is {found!r}")
+    return 0
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """The seconds a 429 or 503 asks to wait, from Retry-After or the Hub's own ratelimit header."""
+    text = response.headers.get("Retry-After", "")
+    for field in response.headers.get("RateLimit", "").split(";"):
+        if field.startswith("t="):
+            text = text or field[2:]
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), MAX_WAIT)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return "no byte came before the time-out"
+    if isinstance(error, requests.ConnectionError) and "refused" in str(error):
+        return "the connection was refused"
+    return f"the connection broke: {type(error).__name__}"
+
+
+def _backoff(failures: int) -> float:
+    return BACKOFF * float(2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+
+
+def _hasher(kind: str, size: int) -> "hashlib._Hash":
+    if kind == "git":
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.sha256()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

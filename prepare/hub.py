@@ -1,0 +1,151 @@
+"""What a Hub dataset repository holds, at one commit: `main` is resolved once, and everything after names the commit.
+
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean everywhere. The token goes to the Hub's own hosts,
+and to another endpoint only when MILLPOND_TRUST_ENDPOINT=1 says so.
+"""
+
+import fnmatch
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from prepare.download import BACKOFF, RETRIED, TRIES, Remote
+from shards.errors import ConfigError, NetworkError
+
+T = TypeVar("T")
+OWN_HOSTS = ("huggingface.co", "hf.co")
+
+
+class HubFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of the repository; `digest` is "sha256:…", or "git:…" for what is small enough to lie in git itself."""
+
+    path: str
+    size: int
+    digest: str
+
+
+class Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A dataset repository at one commit, and the files of it that were asked for, in the order of their names."""
+
+    repo: str
+    commit: str
+    files: list[HubFile]
+
+
+def endpoint() -> str:
+    """Where the Hub is."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def token() -> str | None:
+    """The user's token, if the endpoint may have it."""
+    from huggingface_hub import get_token
+
+    host = urlsplit(endpoint()).hostname or ""
+    own = host in OWN_HOSTS or host.endswith(tuple(f".{name}" for name in OWN_HOSTS))
+    return get_token() if own or os.environ.get("MILLPOND_TRUST_ENDPOINT") == "1" else None
+
+
+def resolve(repo: str, revision: str, patterns: tuple[str, ...]) -> Repository:
+    """Ask the Hub which commit `revision` is, and which files match `patterns` there.
+
+    ConfigError when there is no such repository, revision or file; NetworkError when the Hub does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    if is_offline():
+        raise NetworkError(
+            f"{repo}: HF_HUB_OFFLINE is set, and nothing of it was pinned here before",
+            "the files to read are not known without asking the Hub once",
+            "unset HF_HUB_OFFLINE for the first run",
+        )
+    api = HfApi(endpoint=endpoint(), token=token() or False)
+    commit = _asked(repo, revision, lambda: api.dataset_info(repo, revision=revision).sha)
+    folders = sorted({_folder(pattern) for pattern in patterns})
+    found: dict[str, HubFile] = {}
+    for folder in folders:
+        entries = _asked(
+            repo,
+            revision,
+            lambda folder=folder: list(  # type: ignore[misc]
+                api.list_repo_tree(repo, folder or None, recursive=True, revision=commit, repo_type="dataset")
+            ),
+        )
+        for entry in entries:
+            if isinstance(entry, RepoFile) and any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in patterns):
+                digest = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
+                found[entry.path] = HubFile(path=entry.path, size=entry.size, digest=digest)
+    if not found:
+        raise ConfigError(
+            f"{repo} at {commit}: no file matches {', '.join(patterns)}",
+            "",
+            "check corpus.files against the Hub's page",
+        )
+    return Repository(repo=repo, commit=str(commit), files=[found[path] for path in sorted(found)])
+
+
+def remote(repository: Repository, file: HubFile) -> Remote:
+    """How to fetch `file`."""
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(repository.repo, file.path, repo_type="dataset", revision=repository.commit, endpoint=endpoint())
+    secret = token()
+    return Remote(url, file.size, file.digest, {"Authorization": f"Bearer {secret}"} if secret else {})
+
+
+def in_cache(repository: Repository, file: HubFile) -> Path | None:
+    """Where the user's own Hub cache has the file, if it does: it is read there and never copied."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository.repo, file.path, revision=repository.commit, repo_type="dataset")
+    return Path(found) if isinstance(found, str) else None
+
+
+def _folder(pattern: str) -> str:
+    """The part of a pattern before its first wildcard, as far as it names a folder."""
+    plain = pattern[: min((pattern.find(mark) for mark in "*?[" if mark in pattern), default=len(pattern))]
+    return plain.rpartition("/")[0]
+
+
+def _asked(repo: str, revision: str, ask: Callable[[], T]) -> T:
+    """The Hub's answer, asked for again while its failure may pass."""
+    from huggingface_hub import errors
+
+    reason: Exception | None = None
+    transport: tuple[Any, ...] = (OSError, errors.HfHubHTTPError.__bases__[0])  # the HTTP library's, whichever it is
+    for attempt in range(TRIES):
+        try:
+            return ask()
+        except errors.RevisionNotFoundError as error:
+            raise ConfigError(f"{repo}: no revision {revision!r}", "", "check corpus.revision") from error
+        except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
+            raise ConfigError(
+                f"{endpoint()}: no dataset {repo!r}, no such folder in it, or no right to see it",
+                "private and gated datasets need a token",
+                "check corpus.repo and corpus.files, and HF_TOKEN",
+            ) from error
+        except errors.HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            reason = error
+            if status and status not in RETRIED:
+                break
+        except transport as error:
+            reason = error
+        time.sleep(BACKOFF * 2**attempt * random.uniform(0.5, 1.0))
+    raise NetworkError(
+        f"{endpoint()}: cannot list {repo}: {str(reason).splitlines()[0]}",
+        "nothing was downloaded or changed",
+        "check the network and HF_ENDPOINT, then run the same command again",
+    ) from reason

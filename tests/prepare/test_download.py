@@ -1,0 +1,208 @@
+"""Whatever the network does: the right bytes, or exit 6 with the reason. Never wrong bytes, never a byte twice."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import complains
+from local_hub import Fault, LocalHub
+
+from prepare import download as downloading
+from prepare import hub as hubs
+from prepare.download import download, matches
+from prepare.hub import HubFile, Repository
+from shards import ConfigError, DiskError, NetworkError
+
+NAME = "sample/10BT/000_00000.parquet"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub() as local:
+        monkeypatch.setenv("HF_ENDPOINT", local.url)
+        monkeypatch.setattr(downloading, "timeout_seconds", lambda: 0.3)
+        monkeypatch.setenv("HF_TOKEN", "hf_canary")
+        monkeypatch.setattr(downloading, "BACKOFF", 0.001)
+        monkeypatch.setattr(hubs, "BACKOFF", 0.001)
+        monkeypatch.setattr(downloading, "SEGMENT", 400_000)
+        yield local
+
+
+@pytest.fixture
+def data() -> bytes:
+    return random.Random(0).randbytes(1_000_000)
+
+
+@pytest.fixture
+def pinned(hub: LocalHub, data: bytes) -> tuple[Repository, HubFile]:
+    files = {f"sample/10BT/00{i}_00000.parquet": data if i == 0 else b"x" * i for i in range(5)}
+    hub.commit("org/name", {**files, "README.md": b"a card", "other/a.parquet": b"no"})
+    repository = hubs.resolve("org/name", "main", ("sample/10BT/*.parquet",))
+    return repository, repository.files[0]
+
+
+KINDS = ["429", "500", "503", "cut", "stall", "html", "flip", "length", "ignore-range", "404", "redirect-loop"]
+REASONS = {
+    "429": "status 429 Too Many Requests (5 times in a row)",
+    "500": "status 500 Internal Server Error (5 times in a row)",
+    "503": "status 503 Service Unavailable (5 times in a row)",
+    "stall": "no byte came before the time-out",
+    "html": "a web page came instead of the file: a login page or a proxy answers in the Hub's place",
+    "flip": "3 times the wrong bytes: got sha256:",
+    "length": "1,000,004 bytes are offered, the listing says 1,000,000",
+    "404": "status 404 Not Found",
+    "redirect-loop": "redirected in a circle",
+}
+
+
+@pytest.mark.parametrize("times", [1, 2, -1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_fault(
+    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path, kind: str, times: int
+) -> None:
+    repository, file = pinned
+    path = tmp_path / "a.parquet"
+    hub.faults = [Fault(kind, times, "resolve" if kind == "redirect-loop" else "cdn")]
+    if kind == "404" or (times == -1 and kind not in ("cut", "ignore-range")):
+        with pytest.raises(NetworkError) as caught:
+            download(hubs.remote(repository, file), path)
+        assert REASONS[kind].split("(")[0] in str(caught.value)
+        assert caught.value.exit_code == 6
+        assert not path.exists()
+        hub.faults = []  # the network is well again: the same call goes on
+    download(hubs.remote(repository, file), path)
+    assert path.read_bytes() == data
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_nothing_is_fetched_twice_after_a_cut(
+    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
+) -> None:
+    hub.faults = [Fault("cut", 3)]
+    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    assert hub.sent() == len(data)
+
+
+def test_after_sigkill_only_the_rest_is_fetched(
+    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
+) -> None:
+    hub.slow = 0.02
+    code = (
+        "import sys; from pathlib import Path; from prepare import download, hub; download.SEGMENT = 400_000;"
+        "r = hub.resolve('org/name', 'main', ('sample/10BT/000*',));"
+        "download.download(hub.remote(r, r.files[0]), Path(sys.argv[1]))"
+    )
+    for _ in range(2):
+        before = hub.sent()
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.parquet")])
+        while hub.sent() < before + 200_000:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    hub.slow = 0.0
+    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == data
+    assert hub.sent() <= len(data) + 2 * 2 * downloading.CHUNK  # two kills, two connections, at most a chunk each
+    assert hub.sent() < 2 * len(data)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_a_moved_main_changes_nothing_that_was_pinned(
+    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
+) -> None:
+    hub.commit("org/name", {NAME: b"something else entirely"})
+    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == data
+
+
+def test_the_token_is_not_sent_to_another_host(
+    hub: LocalHub, pinned: tuple[Repository, HubFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    assert not any(asked.authorization for asked in hub.log)
+    monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
+    repository = hubs.resolve("org/name", "main", ("sample/10BT/*",))
+    download(hubs.remote(repository, pinned[1]), tmp_path / "b.parquet")
+    assert {asked.authorization for asked in hub.log if asked.where == "hub" and "resolve" in asked.path} == {
+        "",
+        "Bearer hf_canary",
+    }
+    assert not any(asked.authorization for asked in hub.log if asked.where == "cdn")  # it stays with the hub
+
+
+def test_the_listing(hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes) -> None:
+    repository, _ = pinned
+    assert [file.path for file in repository.files] == [f"sample/10BT/00{i}_00000.parquet" for i in range(5)]
+    assert repository.commit == next(iter(hub.repos["org/name"]))
+    card = hubs.resolve("org/name", repository.commit, ("README.md",)).files[0]
+    assert card.digest.startswith("git:")
+
+
+def test_a_small_file_is_checked_against_git(hub: LocalHub, pinned: tuple[Repository, HubFile], tmp_path: Path) -> None:
+    repository = hubs.resolve("org/name", "main", ("README.md",))
+    file = repository.files[0]
+    download(hubs.remote(repository, file), tmp_path / "card")
+    assert matches(tmp_path / "card", file.size, file.digest)
+    (tmp_path / "card").write_bytes(b"A card")
+    assert not matches(tmp_path / "card", file.size, file.digest)
+
+
+@pytest.mark.parametrize("status", ["429", "503"])
+def test_a_listing_is_asked_for_again(hub: LocalHub, pinned: tuple[Repository, HubFile], status: str) -> None:
+    hub.faults = [Fault(status, 2, "api")]
+    assert hubs.resolve("org/name", "main", ("sample/10BT/*",)) == pinned[0]
+
+
+def test_a_hub_that_never_answers(hub: LocalHub) -> None:
+    hub.faults = [Fault("503", -1, "api")]
+    with pytest.raises(NetworkError, match=r"cannot list org/name: .*503"):
+        hubs.resolve("org/name", "main", ("*",))
+
+
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hubs, "BACKOFF", 0.001)
+    with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:9: cannot list org/name"):
+        hubs.resolve("org/name", "main", ("*",))
+
+
+def test_what_is_not_there_is_said(hub: LocalHub, pinned: tuple[Repository, HubFile]) -> None:
+    with pytest.raises(ConfigError, match="no dataset 'org/none'"):
+        hubs.resolve("org/none", "main", ("*",))
+    with pytest.raises(ConfigError, match="org/name: no revision 'dev'"):
+        hubs.resolve("org/name", "dev", ("*",))
+    with pytest.raises(ConfigError, match=r"no file matches sample/\*\.csv"):
+        hubs.resolve("org/name", "main", ("sample/*.csv",))
+
+
+def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with complains(
+        NetworkError,
+        "org/name: HF_HUB_OFFLINE is set, and nothing of it was pinned here before",
+        "the files to read are not known without asking the Hub once",
+        "to mend: unset HF_HUB_OFFLINE for the first run",
+    ):
+        hubs.resolve("org/name", "main", ("*",))
+
+
+def test_a_full_disk(hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(DiskError, match="File too large"):
+            download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == data
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]

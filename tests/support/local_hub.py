@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        half = (len(data) + 1) // 2
+        half = (len(data) + 1) // 2 if kind == "cut" else 0
         try:
             for at in range(0, len(data), 1 << 16):
                 if kind in ("cut", "stall") and at >= half:

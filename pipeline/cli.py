@@ -86,7 +86,8 @@ def prepare(config: str, settings: tuple[str, ...], home: Path) -> None:
 @_home
 def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Bring the corpus's files to disk, hash them and pin them."""
-    _pipeline(config, settings, home)[1].fetch(force=force)
+    pipeline = _pipeline(config, settings, home)[1]
+    pipeline.download(pipeline.fetch(force=force))
 
 
 @main.command()

@@ -21,7 +21,7 @@ from pipeline.fingerprint import fingerprint, identity
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
 from shards.atomic import make_folder, sha256_of, sweep
-from shards.errors import ConfigError, CorruptError, RefusedError
+from shards.errors import CorruptError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 from train.config import step_count
@@ -45,9 +45,9 @@ class Pipeline:
         began = time.perf_counter()
         with self._locked(f"raw-{wanted.name}"):
             sweep(self.layout.raw(wanted.name))
-            if wanted.kind == "python-docs" and (force or not self.layout.raw(wanted.name).exists()):
-                self.terminal.note("collecting the documentation of the installed packages")
-            corpus = corpora.fetch(self.recipe.corpus, self.layout.raw(wanted.name), force=force)
+            corpus = corpora.fetch(
+                self.recipe.corpus, self.layout.raw(wanted.name), force=force, note=self.terminal.note
+            )
         megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
         path = self.layout.receipt("fetch", wanted.name)
         print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
@@ -60,6 +60,17 @@ class Pipeline:
             receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
             self.terminal.stage("fetch", f"{what}, {seconds:.1f} s")
         return corpus
+
+    def download(self, corpus: "Corpus") -> None:
+        """Fetch what `max_tokens` will need and is not here: all of it, or as many files as should hold so much."""
+        from prepare.parts import COMPRESSED_BYTES_PER_TOKEN
+
+        tokens = 0.0
+        for i, source in enumerate(corpus.sources):
+            if tokens >= (self.recipe.tokens.max_tokens or float("inf")):
+                break
+            corpus.path(i)
+            tokens += source.nbytes / COMPRESSED_BYTES_PER_TOKEN
 
     def tokenize(self, corpus: "Corpus", *, force: bool = False) -> Path:
         """The corpus's token folder, holding at least `max_tokens`."""
@@ -77,18 +88,13 @@ class Pipeline:
                 self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
                 return folder
             began = time.perf_counter()
-            planned = parts.plan(corpus.paths, corpus.record.text_column, tokens.part_tokens)
-            if not planned:
-                raise ConfigError(f"corpus {corpus.record.name}: no rows in its files", "", "name other files")
             make_folder(folder)
             if manifest is None:
                 if tokens.tokenizer == "gpt2":
                     tokenizer = vocabulary.gpt2()
                 else:
                     self.terminal.note(f"training a byte-pair vocabulary of {tokens.vocab_size:,}")
-                    tokenizer = vocabulary.train_bpe(
-                        parts.read_all(planned, corpus.record.text_column), tokens.vocab_size
-                    )
+                    tokenizer = vocabulary.train_bpe(parts.read_all(corpus, tokens.part_tokens), tokens.vocab_size)
                 manifest = Manifest(
                     format="millpond-tokens-1",
                     fingerprint=print_,
@@ -102,9 +108,10 @@ class Pipeline:
                     parts=[],
                 )
             job = Job(folder=folder, manifest=manifest, engine=self._engine())
-            estimate = sum(part.estimated_tokens for part in planned)
+            estimate = int(sum(source.nbytes for source in corpus.sources) / parts.COMPRESSED_BYTES_PER_TOKEN)
             with self.terminal.tokens(min(estimate, tokens.max_tokens or estimate)) as advance:
-                manifest = tokenize(job, planned, tokens.max_tokens, tokens.workers or cores(), advance)
+                plan = parts.plan(corpus, tokens.part_tokens)
+                manifest = tokenize(job, plan, tokens.max_tokens, tokens.workers or cores(), advance)
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
             receipt.write(self.layout.receipt("tokenize", folder.name), "tokenize", print_, counts, seconds)

@@ -26,7 +26,7 @@ from prepare.documents import read
 from prepare.encode import Encoded, Encoder
 from prepare.parts import Part
 from shards.atomic import make_folder, publish_bytes, sweep
-from shards.errors import CorruptError, HostError, MillpondError
+from shards.errors import CorruptError, HostError, MillpondError, RefusedError
 from shards.header import Placement
 from shards.manifest import Counts, Manifest, PartRecord, decode, encode
 from shards.split import is_val
@@ -44,29 +44,30 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     engine: Any  # "fastokens" or "tiktoken"
 
 
-def tokenize(job: Job, parts: list[Part], max_tokens: int, workers: int, advance: Advance) -> Manifest:
+def tokenize(job: Job, plan: Iterator[Part], max_tokens: int, workers: int, advance: Advance) -> Manifest:
     """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
 
     Sealed parts are kept from run to run. `advance(tokens)` is called as work proceeds. The folder gets the shortest
     row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at once ends the same.
+    RefusedError when the plan has no parts.
     """
     make_folder(job.folder / ".parts")
     sweep(job.folder)
     sweep(job.folder / ".parts")
-    sealed = _sealed(job, parts)
-    pending = [part for part in parts if part.index not in sealed]
-    workers = min(workers, len(pending))
+    sealed = dict(enumerate(job.manifest.parts))
+    pending = _Pending(job, plan, sealed)
     if workers <= 1:
-        builder = Builder(job, advance) if pending else None
-        for part in pending:
-            if _enough(sealed, max_tokens):
-                break
-            if builder:
-                sealed[part.index] = builder.build(part)
+        builder: Builder | None = None
+        while not _enough(sealed, max_tokens) and (part := pending.next()):
+            builder = builder or Builder(job, advance)
+            sealed[part.index] = builder.build(part)
     else:
         _in_pool(job, pending, sealed, max_tokens, workers, advance)
     chosen = list(_prefix(sealed, max_tokens))
-    manifest = msgspec.structs.replace(job.manifest, parts=chosen, complete=len(chosen) == len(parts))
+    if not chosen:
+        raise RefusedError(f"corpus {job.manifest.corpus.name}: no rows in its files", "", "name other files")
+    complete = not _enough(sealed, max_tokens) or len(chosen) - 1 == pending.final_index
+    manifest = msgspec.structs.replace(job.manifest, parts=chosen, complete=complete)
     manifest.write(job.folder)
     kept = {name for name, _ in manifest.files()}
     for path in (*job.folder.glob("train-*"), *job.folder.glob("val-*")):
@@ -74,6 +75,27 @@ def tokenize(job: Job, parts: list[Part], max_tokens: int, workers: int, advance
             path.unlink()
     shutil.rmtree(job.folder / ".parts")
     return manifest
+
+
+class _Pending:
+    """The parts of a plan that are still to be built; those that an earlier run sealed go into `sealed` instead."""
+
+    def __init__(self, job: Job, plan: Iterator[Part], sealed: dict[int, PartRecord]) -> None:
+        self._job, self._plan, self._sealed = job, plan, sealed
+        self.final_index = -1  # of the corpus's last part, once it has been seen
+
+    def next(self) -> Part | None:
+        """The next part to build, or None when there is none left."""
+        for part in self._plan:
+            if part.is_final:
+                self.final_index = part.index
+            if part.index in self._sealed:
+                continue
+            record = _sealed_before(self._job, part)
+            if record is None:
+                return part
+            self._sealed[part.index] = record
+        return None
 
 
 class Builder:
@@ -159,17 +181,14 @@ def _receipt(folder: Path, index: int) -> Path:
     return folder / ".parts" / f"{index:05}.json"
 
 
-def _sealed(job: Job, parts: list[Part]) -> dict[int, PartRecord]:
-    """The parts that are finished: the manifest's, and those a run before this one sealed and did not publish."""
-    sealed = dict(enumerate(job.manifest.parts))
-    for part in parts[len(sealed) :]:
-        receipt = _receipt(job.folder, part.index)
-        if receipt.exists():
-            record = decode(receipt.read_bytes(), PartRecord, receipt)
-            sizes = {path.name: path.stat().st_size for path in _shard_paths(job.folder, part.index) if path.exists()}
-            if sizes == {shard.file: shard.nbytes for shard in (record.train, record.val)}:
-                sealed[part.index] = record
-    return sealed
+def _sealed_before(job: Job, part: Part) -> PartRecord | None:
+    """The record of a part that a run before this one sealed and did not live to publish."""
+    receipt = _receipt(job.folder, part.index)
+    if not receipt.exists():
+        return None
+    record = decode(receipt.read_bytes(), PartRecord, receipt)
+    sizes = {path.name: path.stat().st_size for path in _shard_paths(job.folder, part.index) if path.exists()}
+    return record if sizes == {shard.file: shard.nbytes for shard in (record.train, record.val)} else None
 
 
 def _prefix(sealed: dict[int, PartRecord], max_tokens: int) -> Iterator[PartRecord]:
@@ -187,19 +206,18 @@ def _enough(sealed: dict[int, PartRecord], max_tokens: int) -> bool:
 
 
 def _in_pool(
-    job: Job, pending: list[Part], sealed: dict[int, PartRecord], max_tokens: int, workers: int, advance: Advance
+    job: Job, pending: _Pending, sealed: dict[int, PartRecord], max_tokens: int, workers: int, advance: Advance
 ) -> None:
     """Build `pending` on `workers` processes, adding to `sealed`; at most two tasks a worker wait in the queue."""
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("Q"), context.Event()
-    waiting = iter(pending)
     running: dict[Future[PartRecord], Part] = {}
     shown = 0
     with ProcessPoolExecutor(workers, context, _start_worker, (job, done, stop)) as pool:
         try:
             while True:
                 while len(running) < 2 * workers and not _planned_enough(sealed, running, max_tokens):
-                    part = next(waiting, None)
+                    part = pending.next()
                     if part is None:
                         break
                     running[pool.submit(_build, part)] = part

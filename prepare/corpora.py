@@ -6,18 +6,22 @@ copied and have no lock: their hashes are taken each time, at the speed of the d
 
 import glob
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from prepare import python_docs
+from prepare import hub, python_docs
 from prepare.config import CorpusConfig
 from prepare.documents import SUFFIXES
+from prepare.download import download, matches
 from shards.atomic import make_folder, publish_bytes, sha256_of
-from shards.errors import ConfigError, CorruptError, RefusedError
+from shards.errors import ConfigError, CorruptError, NetworkError
 from shards.manifest import CorpusRecord, SourceRecord, decode, encode
+
+Note = Callable[[str], None]
 
 NAMED = {
     "fineweb-10bt": CorpusConfig(kind="hub", repo="HuggingFaceFW/fineweb", files=("sample/10BT/*.parquet",)),
@@ -27,14 +31,17 @@ NAMED = {
 
 
 class Corpus(NamedTuple):
-    """What to read: `paths[i]` is the file that `sources[i]` describes."""
+    """What to read: `path(i)` is the file that `sources[i]` describes, fetched first where it is not here yet."""
 
     record: CorpusRecord
     sources: list[SourceRecord]
-    paths: list[Path]
+    path: Callable[[int], Path]
 
 
 class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """lock.json: what was asked for, and what that was when it was asked for first."""
+
+    asked: dict[str, str]
     record: CorpusRecord
     sources: list[SourceRecord]
 
@@ -42,7 +49,7 @@ class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def resolve(config: CorpusConfig) -> CorpusConfig:
     """The config with a named corpus filled in. ConfigError for an unknown name or a missing kind."""
     if config.kind:
-        return msgspec.structs.replace(config, name=config.name or config.kind)
+        return msgspec.structs.replace(config, name=config.name or _default_name(config))
     if config.name not in NAMED:
         raise ConfigError(
             f"corpus.name is {config.name!r}, known are {', '.join(sorted(NAMED))}",
@@ -53,34 +60,70 @@ def resolve(config: CorpusConfig) -> CorpusConfig:
     return msgspec.structs.replace(config, kind=named.kind, repo=named.repo, files=config.files or named.files)
 
 
-def fetch(config: CorpusConfig, raw: Path, *, force: bool = False) -> Corpus:
-    """Make sure the corpus's files are on disk and are what was pinned. `force` pins anew what is there today."""
+def _default_name(config: CorpusConfig) -> str:
+    return config.repo.replace("/", "--") if config.kind == "hub" else config.kind
+
+
+def fetch(config: CorpusConfig, raw: Path, *, force: bool = False, note: Note = lambda _: None) -> Corpus:
+    """Pin the corpus, or find what was pinned before; `force` pins anew what is there today.
+
+    Files of the Hub come later, each when it is first asked for. `note` is told what takes long.
+    """
     config = resolve(config)
     if config.kind == "files":
         return _local_files(config)
-    if config.kind == "hub":
-        raise RefusedError(
-            f"corpus {config.name or config.repo}: the Hub download arrives with prepare's download stage",
-            "this version reads local files and the documentation of installed packages",
-            'download the parquet files, then set corpus.kind = "files" and corpus.files',
-        )
+    asked = {"kind": config.kind, "repo": config.repo, "revision": config.revision, "files": " ".join(config.files)}
     lock_path = raw / "lock.json"
-    if force or not lock_path.exists():
-        return _python_docs(config, raw)
-    lock = decode(lock_path.read_bytes(), _Lock, lock_path)
-    return Corpus(lock.record, lock.sources, [_checked(raw, source) for source in lock.sources])
+    lock = decode(lock_path.read_bytes(), _Lock, lock_path) if lock_path.exists() and not force else None
+    if lock is None or lock.asked != asked:
+        make_folder(raw)
+        if config.kind == "hub":
+            lock = _pin_hub(config, asked)
+        else:
+            note("collecting the documentation of the installed packages")
+            lock = _pin_python_docs(config, asked, raw)
+        publish_bytes(lock_path, encode(lock))
+    if config.kind == "hub":
+        return Corpus(lock.record, lock.sources, _HubFiles(lock, raw, note).path)
+    return Corpus(lock.record, lock.sources, lambda i: _checked(raw, lock.sources[i]))
 
 
 def _checked(raw: Path, source: SourceRecord) -> Path:
     path = raw / source.name
-    found = sha256_of(path)
-    if found != source.sha256:
+    if not matches(path, source.nbytes, source.digest):
         raise CorruptError(
-            f"{path}: sha256 is {found}, lock.json says {source.sha256}",
+            f"{path}: is not the {source.nbytes:,} bytes with {source.digest} that lock.json says",
             "the file changed since it was pinned",
             "millpond fetch --force",
         )
     return path
+
+
+class _HubFiles:
+    """The pinned files of a Hub repository: where the user's own Hub cache has them, else under `raw`."""
+
+    def __init__(self, lock: _Lock, raw: Path, note: Note) -> None:
+        self._raw, self._note = raw, note
+        files = [hub.HubFile(path=file.name, size=file.nbytes, digest=file.digest) for file in lock.sources]
+        self._repository = hub.Repository(
+            repo=lock.record.details["repo"], commit=lock.record.details["commit"], files=files
+        )
+
+    def path(self, i: int) -> Path:
+        """File number `i`, downloaded if it is not here, its bytes compared with the pinned digest either way."""
+        file = self._repository.files[i]
+        for path in (hub.in_cache(self._repository, file), self._raw / file.path):
+            if path is not None and matches(path, file.size, file.digest):
+                return path
+        if hub.is_offline():
+            raise NetworkError(
+                f"{file.path} of {self._repository.repo} is not here, and HF_HUB_OFFLINE is set",
+                "",
+                "unset HF_HUB_OFFLINE",
+            )
+        self._note(f"downloading {file.path}, {file.size / 1e6:,.1f} MB")
+        download(hub.remote(self._repository, file), self._raw / file.path)
+        return self._raw / file.path
 
 
 def _local_files(config: CorpusConfig) -> Corpus:
@@ -104,20 +147,45 @@ def _local_files(config: CorpusConfig) -> Corpus:
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256_of, ordered))
     sources = [
-        SourceRecord(name=path.relative_to(root).as_posix(), nbytes=path.stat().st_size, sha256=sha256)
+        SourceRecord(name=path.relative_to(root).as_posix(), nbytes=path.stat().st_size, digest=f"sha256:{sha256}")
         for path, sha256 in zip(ordered, hashes, strict=True)
     ]
     record = CorpusRecord(kind="files", name=config.name, text_column=config.text_column, details={})
-    return Corpus(record, sources, ordered)
+    return Corpus(record, sources, ordered.__getitem__)
 
 
-def _python_docs(config: CorpusConfig, raw: Path) -> Corpus:
-    make_folder(raw)
+def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
+    found = hub.resolve(config.repo, config.revision, config.files)
+    for file in found.files:
+        if not file.path.endswith(SUFFIXES):
+            raise ConfigError(
+                f"{config.repo}: {file.path}: unknown kind of file",
+                f"text is read from {', '.join(SUFFIXES)}",
+                "choose others with corpus.files",
+            )
+    return _Lock(
+        asked=asked,
+        record=CorpusRecord(
+            kind="hub",
+            name=config.name,
+            text_column=config.text_column,
+            details={"repo": found.repo, "commit": found.commit},
+        ),
+        sources=[SourceRecord(name=file.path, nbytes=file.size, digest=file.digest) for file in found.files],
+    )
+
+
+def _pin_python_docs(config: CorpusConfig, asked: dict[str, str], raw: Path) -> _Lock:
     packages = python_docs.installed()
     path = raw / "python-docs.parquet"
     publish_bytes(path, python_docs.collect(packages))
-    source = SourceRecord(name=path.name, nbytes=path.stat().st_size, sha256=sha256_of(path))
-    versions = {name: package.version for name, package in packages.items()}
-    record = CorpusRecord(kind="python-docs", name=config.name, text_column="text", details=versions)
-    publish_bytes(raw / "lock.json", encode(_Lock(record=record, sources=[source])))
-    return Corpus(record, [source], [path])
+    return _Lock(
+        asked=asked,
+        record=CorpusRecord(
+            kind="python-docs",
+            name=config.name,
+            text_column="text",
+            details={name: package.version for name, package in packages.items()},
+        ),
+        sources=[SourceRecord(name=path.name, nbytes=path.stat().st_size, digest=f"sha256:{sha256_of(path)}")],
+    )

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import msgspec
 
+from prepare.corpora import Corpus
 from prepare.documents import Batch, open_parquet, read
 
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
+COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is shown depends on it
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """Row groups (parquet) or bytes (jsonl) `first` to `last` of source file number `source`."""
+    """Row groups (parquet) or bytes (jsonl) `first` to `last` of source file number `source`.
+
+    `is_final`: nothing comes after it in the whole corpus.
+    """
 
     index: int
     source: int
@@ -22,18 +27,35 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     last: int
     estimated_tokens: int
+    is_final: bool
 
 
-def plan(paths: list[Path], text_column: str, part_tokens: int) -> list[Part]:
-    """Every part of the corpus, in order. ConfigError or CorruptError when a file cannot be one."""
-    parts: list[Part] = []
-    for source, path in enumerate(paths):
-        for first, last, nbytes in _ranges(path, text_column, int(part_tokens * BYTES_PER_TOKEN)):
-            estimate = int(nbytes / BYTES_PER_TOKEN)
-            parts.append(
-                Part(index=len(parts), source=source, path=path, first=first, last=last, estimated_tokens=estimate)
+def plan(corpus: Corpus, part_tokens: int) -> Iterator[Part]:
+    """Every part of the corpus, in order; a source file is asked for when its first part is.
+
+    ConfigError or CorruptError when a file cannot be one.
+    """
+    index = 0
+    for source in range(len(corpus.sources)):
+        path = corpus.path(source)
+        ranges = _ranges(path, corpus.record.text_column, int(part_tokens * BYTES_PER_TOKEN))
+        for number, (first, last, nbytes) in enumerate(ranges, 1):
+            yield Part(
+                index=index,
+                source=source,
+                path=path,
+                first=first,
+                last=last,
+                estimated_tokens=int(nbytes / BYTES_PER_TOKEN),
+                is_final=source + 1 == len(corpus.sources) and number == len(ranges),
             )
-    return parts
+            index += 1
+
+
+def read_all(corpus: Corpus, part_tokens: int) -> Iterator[Batch]:
+    """Every document of the corpus, in order."""
+    for part in plan(corpus, part_tokens):
+        yield from read(part.path, part.first, part.last, corpus.record.text_column)
 
 
 def _ranges(path: Path, text_column: str, part_bytes: int) -> list[tuple[int, int, int]]:
@@ -60,9 +82,3 @@ def _row_groups(path: Path, text_column: str, part_bytes: int) -> list[tuple[int
     if filled:
         ranges.append((first, metadata.num_row_groups, filled))
     return ranges
-
-
-def read_all(parts: list[Part], text_column: str) -> Iterator[Batch]:
-    """Every document of the parts, in order."""
-    for part in parts:
-        yield from read(part.path, part.first, part.last, text_column)

@@ -21,6 +21,7 @@ T = TypeVar("T")
 Split = Literal["train", "val"]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Xxh3 = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$")]
 Words = Annotated[str, Meta(max_length=1000)]
@@ -76,11 +77,11 @@ class PartRecord(_Record, frozen=True, kw_only=True):
 
 
 class SourceRecord(_Record, frozen=True, kw_only=True):
-    """One file of text as it was read."""
+    """One file of text as it was read. `digest` is "sha256:…", or "git:…", the sha1 of its blob."""
 
     name: Words
     nbytes: Count
-    sha256: Sha256
+    digest: Digest
 
 
 class CorpusRecord(_Record, frozen=True, kw_only=True):

@@ -64,8 +64,7 @@ def job_in(corpus: corpora.Corpus, folder: Path, engine: str) -> Job:
 
 def prepare(corpus: corpora.Corpus, job: Job, workers: int) -> int:
     """Plan, tokenize, seal: what `millpond tokenize` does with a corpus that is there."""
-    planned = parts.plan(corpus.paths, corpus.record.text_column, job.manifest.part_tokens)
-    manifest = tokenize(job, planned, 0, workers, lambda _: None)
+    manifest = tokenize(job, parts.plan(corpus, job.manifest.part_tokens), 0, workers, lambda _: None)
     return manifest.tokens("train") + manifest.tokens("val")
 
 
@@ -73,7 +72,7 @@ def tiktoken_loop(corpus: corpora.Corpus) -> int:
     """Read a row, encode it, count it: what one writes without thinking of speed, and without writing anything."""
     encoding = vocabulary.gpt2().encoding
     tokens = 0
-    for path in corpus.paths:
+    for path in map(corpus.path, range(len(corpus.sources))):
         for batch in pq.ParquetFile(path).iter_batches(1000, columns=[corpus.record.text_column], use_threads=False):
             tokens += sum(len(encoding.encode_ordinary(text)) for text in batch.column(0).to_pylist())
     return tokens
@@ -88,7 +87,7 @@ def check_ids(corpus: corpora.Corpus, folder: Path) -> int:
         for i, key in enumerate(shard.documents["hash"].tolist()):
             ours[key] = shard.document(i)[1:].tolist()
     documents = 0
-    for path in corpus.paths:
+    for path in map(corpus.path, range(len(corpus.sources))):
         for batch in pq.ParquetFile(path).iter_batches(1000, columns=[corpus.record.text_column]):
             for text in batch.column(0).to_pylist():
                 right = encoding.encode_ordinary(text)

@@ -10,7 +10,7 @@ from prepare import corpora, python_docs
 from prepare.config import CorpusConfig
 from prepare.parts import plan
 from prepare.python_docs import Package, docstrings
-from shards import ConfigError, CorruptError, RefusedError
+from shards import ConfigError, CorruptError
 
 
 def files(*patterns: str) -> CorpusConfig:
@@ -23,7 +23,7 @@ def test_local_files_are_named_from_their_common_folder_and_sorted(tmp_path: Pat
         (tmp_path / name).write_text(name)
     corpus = corpora.fetch(files(f"{tmp_path}/b/*.txt", f"{tmp_path}/a/9.txt", f"{tmp_path}/**/9.txt"), tmp_path)
     assert [source.name for source in corpus.sources] == ["a/9.txt", "b/10.txt", "b/2.txt"]
-    assert [path.read_text() for path in corpus.paths] == ["a/9.txt", "b/10.txt", "b/2.txt"]
+    assert [corpus.path(i).read_text() for i in range(3)] == ["a/9.txt", "b/10.txt", "b/2.txt"]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -51,11 +51,6 @@ def test_an_unknown_name() -> None:
         ConfigError, match=r"corpus\.name is 'fineweb', known are fineweb-10bt, fineweb-edu-10bt, python-docs"
     ):
         corpora.resolve(CorpusConfig(name="fineweb"))
-
-
-def test_the_hub_says_when_it_arrives(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="arrives with prepare's download stage"):
-        corpora.fetch(CorpusConfig(name="fineweb-10bt"), tmp_path)
 
 
 SOURCE = '''#!/usr/bin/env python
@@ -104,14 +99,15 @@ def test_python_docs_are_pinned_until_forced(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(python_docs, "installed", lambda: packages)
     config = CorpusConfig(name="python-docs")
     first = corpora.fetch(config, tmp_path / "raw")
+    assert first.path(0).exists()
     assert first.record.details == {"a": "1.0"}
     packages["b"] = Package("2.0", [], "Description of b. " * 20)
-    assert corpora.fetch(config, tmp_path / "raw") == first
+    assert corpora.fetch(config, tmp_path / "raw")[:2] == first[:2]
     assert corpora.fetch(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
     path = tmp_path / "raw" / "python-docs.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(CorruptError, match=r"python-docs\.parquet: sha256 is [0-9a-f]{64}, lock\.json says"):
-        corpora.fetch(config, tmp_path / "raw")
+    with pytest.raises(CorruptError, match=r"python-docs\.parquet: is not the [\d,]+ bytes with sha256:[0-9a-f]{64}"):
+        corpora.fetch(config, tmp_path / "raw").path(0)
 
 
 def test_what_is_installed_is_named_with_its_version() -> None:
@@ -133,12 +129,13 @@ def test_the_plan_covers_every_row_group_once(tmp_path: Path) -> None:
             row_group_size=70,
             use_dictionary=False,
         )
-    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    corpus = corpora.fetch(files(f"{tmp_path}/*.parquet"), tmp_path)
     for part_tokens in (1_000, 30_000, 10_000_000):
-        parts = plan(paths, "text", part_tokens)
+        parts = list(plan(corpus, part_tokens))
+        assert [part.is_final for part in parts] == [False] * (len(parts) - 1) + [True]
         assert [part.index for part in parts] == list(range(len(parts)))
         for source in (0, 1):
             covered = [g for part in parts if part.source == source for g in range(part.first, part.last)]
             assert covered == list(range(15))
-    assert len(plan(paths, "text", 1_000)) == 30
-    assert len(plan(paths, "text", 10_000_000)) == 2
+    assert len(list(plan(corpus, 1_000))) == 30
+    assert len(list(plan(corpus, 10_000_000))) == 2

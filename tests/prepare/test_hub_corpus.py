@@ -1,0 +1,115 @@
+"""A corpus on the Hub, end to end: pinned once, only what is needed fetched, read where it lies."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from harness import pipeline_of, tree
+from local_hub import Fault, LocalHub
+
+from pipeline.config import load
+from prepare import download as downloading
+from shards import Manifest, MillpondError, NetworkError
+
+TOML = """
+[corpus]
+kind = "hub"
+name = "web"
+repo = "org/web"
+files = ["sample/*.parquet"]
+[tokens]
+part_tokens = 20_000
+workers = 1
+"""
+
+
+def parquet(texts: list[str]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": texts, "url": ["x"] * len(texts)}), out, row_group_size=50)
+    return out.getvalue()
+
+
+@pytest.fixture
+def hub(texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub() as local:
+        monkeypatch.setenv("HF_ENDPOINT", local.url)
+        monkeypatch.setattr(downloading, "BACKOFF", 0.001)
+        third = len(texts) // 3
+        local.commit("org/web", {f"sample/{i}.parquet": parquet(texts[i * third : (i + 1) * third]) for i in range(3)})
+        yield local
+
+
+def prepare(tmp_path: Path, *settings: str, home: str = "home") -> Path:
+    toml = tmp_path / "web.toml"
+    toml.write_text(TOML)
+    return pipeline_of(load(str(toml), settings)[1], tmp_path / home).prepare()
+
+
+def test_what_is_prepared_is_pinned(hub: LocalHub, tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    manifest = Manifest.read(folder)
+    assert manifest.complete
+    assert manifest.corpus.details == {"repo": "org/web", "commit": next(iter(hub.repos["org/web"]))}
+    assert [source.name for source in manifest.sources] == ["sample/0.parquet", "sample/1.parquet", "sample/2.parquet"]
+    hub.commit("org/web", {"sample/9.parquet": parquet(["main has moved"] * 9)})
+    asked = len(hub.log)
+    assert prepare(tmp_path) == folder
+    assert len(hub.log) == asked  # the second time nothing is asked of the Hub at all
+
+
+def test_only_the_files_that_are_needed_are_fetched(hub: LocalHub, tmp_path: Path) -> None:
+    prepare(tmp_path, "tokens.max_tokens=30000")
+    raw = tmp_path / "home" / "raw" / "web" / "sample"
+    assert [path.name for path in raw.iterdir()] == ["0.parquet"]
+    grown = prepare(tmp_path, "tokens.max_tokens=110000")
+    assert len(list(raw.iterdir())) == 2
+    at_once = prepare(tmp_path, "tokens.max_tokens=110000", "tokens.workers=2", home="once")
+    assert tree(grown) == tree(at_once)
+
+
+def test_a_broken_download_goes_on(hub: LocalHub, tmp_path: Path) -> None:
+    hub.faults = [Fault("503", 5)]
+    with pytest.raises(NetworkError):
+        prepare(tmp_path)
+    hub.faults = [Fault("cut", 2), Fault("flip", 1)]
+    folder = prepare(tmp_path)
+    hub.faults = []
+    assert tree(folder) == tree(prepare(tmp_path, home="calm"))
+    litter = [path for path in (tmp_path / "home" / "raw").rglob(".*")]
+    assert litter == []
+
+
+def test_a_file_in_the_users_cache_is_read_where_it_lies(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, hf_hub_download
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hf_hub_download("org/web", "sample/0.parquet", repo_type="dataset", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    prepare(tmp_path, "tokens.max_tokens=30000")
+    assert not (tmp_path / "home" / "raw" / "web" / "sample").exists()
+    (cached,) = (tmp_path / "cache").rglob("0.parquet")
+    cached.resolve().write_bytes(b"rotten")
+    prepare(tmp_path, "tokens.max_tokens=30000", home="other")  # a rotten copy is not believed
+    assert (tmp_path / "other" / "raw" / "web" / "sample" / "0.parquet").exists()
+
+
+def test_offline_works_from_what_is_here(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(tmp_path, "tokens.max_tokens=30000")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert prepare(tmp_path, "tokens.max_tokens=30000") == first
+    with pytest.raises(MillpondError, match=r"sample/1\.parquet of org/web is not here, and HF_HUB_OFFLINE is set"):
+        prepare(tmp_path, "tokens.max_tokens=110000")
+
+
+def test_the_lock_says_what_was_asked(hub: LocalHub, tmp_path: Path) -> None:
+    prepare(tmp_path, "tokens.max_tokens=1")
+    lock = json.loads((tmp_path / "home" / "raw" / "web" / "lock.json").read_text())
+    assert lock["asked"] == {"kind": "hub", "repo": "org/web", "revision": "main", "files": "sample/*.parquet"}
+    assert [source["nbytes"] for source in lock["sources"]] == [
+        len(data) for data in hub.repos["org/web"][lock["record"]["details"]["commit"]].values()
+    ]

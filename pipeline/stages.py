@@ -46,7 +46,11 @@ class Pipeline:
         with self._locked(f"raw-{wanted.name}"):
             sweep(self.layout.raw(wanted.name))
             corpus = corpora.fetch(
-                self.recipe.corpus, self.layout.raw(wanted.name), force=force, note=self.terminal.note
+                self.recipe.corpus,
+                self.layout.raw(wanted.name),
+                max_tokens=self.recipe.tokens.max_tokens,
+                force=force,
+                note=self.terminal.note,
             )
         megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
         path = self.layout.receipt("fetch", wanted.name)
@@ -63,7 +67,7 @@ class Pipeline:
 
     def download(self, corpus: "Corpus") -> None:
         """Fetch what `max_tokens` will need and is not here: all of it, or as many files as should hold so much."""
-        from prepare.parts import COMPRESSED_BYTES_PER_TOKEN
+        from prepare.corpora import COMPRESSED_BYTES_PER_TOKEN
 
         tokens = 0.0
         for i, source in enumerate(corpus.sources):
@@ -74,7 +78,7 @@ class Pipeline:
 
     def tokenize(self, corpus: "Corpus", *, force: bool = False) -> Path:
         """The corpus's token folder, holding at least `max_tokens`."""
-        from prepare import parts, vocabulary
+        from prepare import corpora, parts, vocabulary
         from prepare.build import Job, tokenize
 
         tokens = self.recipe.tokens
@@ -108,10 +112,13 @@ class Pipeline:
                     parts=[],
                 )
             job = Job(folder=folder, manifest=manifest, engine=self._engine())
-            estimate = int(sum(source.nbytes for source in corpus.sources) / parts.COMPRESSED_BYTES_PER_TOKEN)
+            estimate = int(sum(source.nbytes for source in corpus.sources) / corpora.COMPRESSED_BYTES_PER_TOKEN)
             with self.terminal.tokens(min(estimate, tokens.max_tokens or estimate)) as advance:
                 plan = parts.plan(corpus, tokens.part_tokens)
-                manifest = tokenize(job, plan, tokens.max_tokens, tokens.workers or cores(), advance)
+                try:
+                    manifest = tokenize(job, plan, tokens.max_tokens, tokens.workers or cores(), advance)
+                finally:
+                    corpus.close()
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
             receipt.write(self.layout.receipt("tokenize", folder.name), "tokenize", print_, counts, seconds)

@@ -6,12 +6,15 @@ copied and have no lock: their hashes are taken each time, at the speed of the d
 
 import glob
 import os
+import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
@@ -23,6 +26,8 @@ from shards.manifest import CorpusRecord, SourceRecord, decode, encode
 
 Note = Callable[[str], None]
 
+COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is fetched ahead and shown depends on it
+
 NAMED = {
     "fineweb-10bt": CorpusConfig(kind="hub", repo="HuggingFaceFW/fineweb", files=("sample/10BT/*.parquet",)),
     "fineweb-edu-10bt": CorpusConfig(kind="hub", repo="HuggingFaceFW/fineweb-edu", files=("sample/10BT/*.parquet",)),
@@ -31,11 +36,15 @@ NAMED = {
 
 
 class Corpus(NamedTuple):
-    """What to read: `path(i)` is the file that `sources[i]` describes, fetched first where it is not here yet."""
+    """What to read: `path(i)` is the file that `sources[i]` describes, fetched first where it is not here yet.
+
+    `close()` ends what is still being fetched ahead.
+    """
 
     record: CorpusRecord
     sources: list[SourceRecord]
     path: Callable[[int], Path]
+    close: Callable[[], None] = lambda: None
 
 
 class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,10 +73,13 @@ def _default_name(config: CorpusConfig) -> str:
     return config.repo.replace("/", "--") if config.kind == "hub" else config.kind
 
 
-def fetch(config: CorpusConfig, raw: Path, *, force: bool = False, note: Note = lambda _: None) -> Corpus:
+def fetch(
+    config: CorpusConfig, raw: Path, *, max_tokens: int = 0, force: bool = False, note: Note = lambda _: None
+) -> Corpus:
     """Pin the corpus, or find what was pinned before; `force` pins anew what is there today.
 
-    Files of the Hub come later, each when it is first asked for. `note` is told what takes long.
+    Files of the Hub come later, each when it is first asked for, and the next one while that is being read, unless
+    `max_tokens` should be reached without it. `note` is told what takes long.
     """
     config = resolve(config)
     if config.kind == "files":
@@ -84,7 +96,8 @@ def fetch(config: CorpusConfig, raw: Path, *, force: bool = False, note: Note = 
             lock = _pin_python_docs(config, asked, raw)
         publish_bytes(lock_path, encode(lock))
     if config.kind == "hub":
-        return Corpus(lock.record, lock.sources, _HubFiles(lock, raw, note).path)
+        files = _HubFiles(lock, raw, max_tokens or sys.maxsize, note)
+        return Corpus(lock.record, lock.sources, files.path, files.close)
     return Corpus(lock.record, lock.sources, lambda i: _checked(raw, lock.sources[i]))
 
 
@@ -102,16 +115,36 @@ def _checked(raw: Path, source: SourceRecord) -> Path:
 class _HubFiles:
     """The pinned files of a Hub repository: where the user's own Hub cache has them, else under `raw`."""
 
-    def __init__(self, lock: _Lock, raw: Path, note: Note) -> None:
+    def __init__(self, lock: _Lock, raw: Path, max_tokens: int, note: Note) -> None:
         self._raw, self._note = raw, note
+        tokens = np.cumsum([file.nbytes for file in lock.sources]) / COMPRESSED_BYTES_PER_TOKEN
+        self._last_wanted = int(np.searchsorted(tokens, max_tokens))
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._fetched: dict[int, Future[Path]] = {}
         files = [hub.HubFile(path=file.name, size=file.nbytes, digest=file.digest) for file in lock.sources]
         self._repository = hub.Repository(
             repo=lock.record.details["repo"], commit=lock.record.details["commit"], files=files
         )
 
     def path(self, i: int) -> Path:
-        """File number `i`, downloaded if it is not here, its bytes compared with the pinned digest either way."""
-        file = self._repository.files[i]
+        """File number `i`, once its bytes are here and right; from then on the next one is being fetched."""
+        path = self._start(i).result()
+        if i < min(self._last_wanted, len(self._repository.files) - 1):
+            self._start(i + 1)
+        return path
+
+    def close(self) -> None:
+        """End what is being fetched ahead; what has come of it is kept."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self, i: int) -> Future[Path]:
+        if i not in self._fetched:
+            self._fetched[i] = self._pool.submit(self._fetch, self._repository.files[i])
+        return self._fetched[i]
+
+    def _fetch(self, file: hub.HubFile) -> Path:
         for path in (hub.in_cache(self._repository, file), self._raw / file.path):
             if path is not None and matches(path, file.size, file.digest):
                 return path
@@ -122,7 +155,7 @@ class _HubFiles:
                 "unset HF_HUB_OFFLINE",
             )
         self._note(f"downloading {file.path}, {file.size / 1e6:,.1f} MB")
-        download(hub.remote(self._repository, file), self._raw / file.path)
+        download(hub.remote(self._repository, file), self._raw / file.path, self._stop)
         return self._raw / file.path
 
 

@@ -10,8 +10,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -62,10 +62,11 @@ def matches(path: Path, size: int, digest: str) -> bool:
     return hasher.hexdigest() == expected
 
 
-def download(remote: Remote, path: Path, connections: int = 4, advance: Callable[[int], None] = lambda _: None) -> None:
-    """Fetch `remote` to `path`, going on from what an earlier process left; `advance` is told bytes as they come.
+def download(remote: Remote, path: Path, stop: threading.Event, connections: int = 4) -> None:
+    """Fetch `remote` to `path`, going on from what an earlier process left.
 
-    NetworkError with the reason when the bounded tries are used up, DiskError when the disk is.
+    NetworkError with the reason when the bounded tries are used up, DiskError when the disk is; CancelledError soon
+    after another thread sets `stop`.
     """
     make_folder(path.parent)
     count = max(1, min(connections, remote.size // SEGMENT))
@@ -74,18 +75,20 @@ def download(remote: Remote, path: Path, connections: int = 4, advance: Callable
     parts = [path.with_name(f"{stem}.{i + 1}of{count}.part") for i in range(count)]
     found = ""
     for _ in range(WRONG_TRIES):
-        stop = threading.Event()
+        ended = threading.Event()
         with ThreadPoolExecutor(count) as pool:
             running = [
-                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], advance, stop)
+                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], ended, stop)
                 for i, part in enumerate(parts)
             ]
             try:
                 done, _unfinished = wait(running, return_when=FIRST_EXCEPTION)
             finally:
-                stop.set()  # a failure of one, or Ctrl-C, ends the others at their next chunk
+                ended.set()  # a failure of one, or Ctrl-C, ends the others at their next chunk
         for future in done:
             future.result()
+        if stop.is_set():
+            raise CancelledError
         found = _join(remote, parts, path)
         if found == remote.digest:
             for part in parts:
@@ -118,13 +121,11 @@ def _join(remote: Remote, parts: list[Path], path: Path) -> str:
     return found
 
 
-def _segment(
-    remote: Remote, part: Path, first: int, last: int, advance: Callable[[int], None], stop: threading.Event
-) -> None:
+def _segment(remote: Remote, part: Path, first: int, last: int, ended: threading.Event, stop: threading.Event) -> None:
     """Bytes `first` to `last` of the file into `part`, appended to what is there."""
     failures = 0
     with requests.Session() as session:
-        while not stop.is_set():
+        while not (ended.is_set() or stop.is_set()):
             have = part.stat().st_size if part.exists() else 0
             if have == last - first and part.exists():
                 return
@@ -138,9 +139,8 @@ def _segment(
                             _write_all(out.fileno(), chunk)
                     except OSError as error:
                         raise from_os_error(error, part, "written") from error
-                    advance(len(chunk))
                     failures = 0
-                    if stop.is_set():
+                    if ended.is_set() or stop.is_set():
                         return
             except _Again as error:
                 failures += 1

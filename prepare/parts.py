@@ -12,7 +12,6 @@ from prepare.corpora import Corpus
 from prepare.documents import Batch, open_parquet, read
 
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
-COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is shown depends on it
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,12 +71,12 @@ def test_every_fault(
     hub.faults = [Fault(kind, times, "resolve" if kind == "redirect-loop" else "cdn")]
     if kind == "404" or (times == -1 and kind not in ("cut", "ignore-range")):
         with pytest.raises(NetworkError) as caught:
-            download(hubs.remote(repository, file), path)
+            download(hubs.remote(repository, file), path, threading.Event())
         assert REASONS[kind].split("(")[0] in str(caught.value)
         assert caught.value.exit_code == 6
         assert not path.exists()
         hub.faults = []  # the network is well again: the same call goes on
-    download(hubs.remote(repository, file), path)
+    download(hubs.remote(repository, file), path, threading.Event())
     assert path.read_bytes() == data
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]
 
@@ -84,7 +85,7 @@ def test_nothing_is_fetched_twice_after_a_cut(
     hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
 ) -> None:
     hub.faults = [Fault("cut", 3)]
-    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert hub.sent() == len(data)
 
 
@@ -93,9 +94,10 @@ def test_after_sigkill_only_the_rest_is_fetched(
 ) -> None:
     hub.slow = 0.02
     code = (
-        "import sys; from pathlib import Path; from prepare import download, hub; download.SEGMENT = 400_000;"
+        "import sys, threading; from pathlib import Path; from prepare import download, hub;"
+        "download.SEGMENT = 400_000;"
         "r = hub.resolve('org/name', 'main', ('sample/10BT/000*',));"
-        "download.download(hub.remote(r, r.files[0]), Path(sys.argv[1]))"
+        "download.download(hub.remote(r, r.files[0]), Path(sys.argv[1]), threading.Event())"
     )
     for _ in range(2):
         before = hub.sent()
@@ -105,7 +107,7 @@ def test_after_sigkill_only_the_rest_is_fetched(
         process.send_signal(signal.SIGKILL)
         process.wait()
     hub.slow = 0.0
-    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert (tmp_path / "a.parquet").read_bytes() == data
     assert hub.sent() <= len(data) + 2 * 2 * downloading.CHUNK  # two kills, two connections, at most a chunk each
     assert hub.sent() < 2 * len(data)
@@ -116,18 +118,18 @@ def test_a_moved_main_changes_nothing_that_was_pinned(
     hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
 ) -> None:
     hub.commit("org/name", {NAME: b"something else entirely"})
-    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert (tmp_path / "a.parquet").read_bytes() == data
 
 
 def test_the_token_is_not_sent_to_another_host(
     hub: LocalHub, pinned: tuple[Repository, HubFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert not any(asked.authorization for asked in hub.log)
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
     repository = hubs.resolve("org/name", "main", ("sample/10BT/*",))
-    download(hubs.remote(repository, pinned[1]), tmp_path / "b.parquet")
+    download(hubs.remote(repository, pinned[1]), tmp_path / "b.parquet", threading.Event())
     assert {asked.authorization for asked in hub.log if asked.where == "hub" and "resolve" in asked.path} == {
         "",
         "Bearer hf_canary",
@@ -146,7 +148,7 @@ def test_the_listing(hub: LocalHub, pinned: tuple[Repository, HubFile], data: by
 def test_a_small_file_is_checked_against_git(hub: LocalHub, pinned: tuple[Repository, HubFile], tmp_path: Path) -> None:
     repository = hubs.resolve("org/name", "main", ("README.md",))
     file = repository.files[0]
-    download(hubs.remote(repository, file), tmp_path / "card")
+    download(hubs.remote(repository, file), tmp_path / "card", threading.Event())
     assert matches(tmp_path / "card", file.size, file.digest)
     (tmp_path / "card").write_bytes(b"A card")
     assert not matches(tmp_path / "card", file.size, file.digest)
@@ -199,10 +201,10 @@ def test_a_full_disk(hub: LocalHub, pinned: tuple[Repository, HubFile], data: by
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(DiskError, match="File too large"):
-            download(hubs.remote(*pinned), tmp_path / "a.parquet")
+            download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    download(hubs.remote(*pinned), tmp_path / "a.parquet")
+    download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert (tmp_path / "a.parquet").read_bytes() == data
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,9 +66,9 @@ def test_only_the_files_that_are_needed_are_fetched(hub: LocalHub, tmp_path: Pat
     prepare(tmp_path, "tokens.max_tokens=30000")
     raw = tmp_path / "home" / "raw" / "web" / "sample"
     assert [path.name for path in raw.iterdir()] == ["0.parquet"]
-    grown = prepare(tmp_path, "tokens.max_tokens=110000")
+    grown = prepare(tmp_path, "tokens.max_tokens=90000")
     assert len(list(raw.iterdir())) == 2
-    at_once = prepare(tmp_path, "tokens.max_tokens=110000", "tokens.workers=2", home="once")
+    at_once = prepare(tmp_path, "tokens.max_tokens=90000", "tokens.workers=2", home="once")
     assert tree(grown) == tree(at_once)
 
 
@@ -103,7 +104,7 @@ def test_offline_works_from_what_is_here(hub: LocalHub, tmp_path: Path, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert prepare(tmp_path, "tokens.max_tokens=30000") == first
     with pytest.raises(MillpondError, match=r"sample/1\.parquet of org/web is not here, and HF_HUB_OFFLINE is set"):
-        prepare(tmp_path, "tokens.max_tokens=110000")
+        prepare(tmp_path, "tokens.max_tokens=90000")
 
 
 def test_the_lock_says_what_was_asked(hub: LocalHub, tmp_path: Path) -> None:
@@ -113,3 +114,28 @@ def test_the_lock_says_what_was_asked(hub: LocalHub, tmp_path: Path) -> None:
     assert [source["nbytes"] for source in lock["sources"]] == [
         len(data) for data in hub.repos["org/web"][lock["record"]["details"]["commit"]].values()
     ]
+
+
+def test_the_next_file_comes_while_this_one_is_read(hub: LocalHub, tmp_path: Path) -> None:
+    from prepare import corpora
+    from prepare.config import CorpusConfig
+
+    config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
+
+    def fetched(max_tokens: int) -> list[str]:
+        corpus = corpora.fetch(config, tmp_path / str(max_tokens), max_tokens=max_tokens)
+        assert corpus.path(0).name == "0.parquet"
+        corpus.close()  # what is under way is ended; what had not begun does not begin
+        time.sleep(0.05)
+        return [asked.path[-9:] for asked in hub.log if asked.where == "hub" and "resolve" in asked.path]
+
+    assert fetched(1000) == ["0.parquet"]  # enough: nothing is fetched ahead
+    hub.log.clear()
+    hub.slow = 0.02
+    corpus = corpora.fetch(config, tmp_path / "all")
+    corpus.path(0)
+    while not any("1.parquet" in asked.path for asked in hub.log):
+        time.sleep(0.01)
+    began = time.perf_counter()
+    corpus.close()
+    assert time.perf_counter() - began < 1

@@ -15,16 +15,16 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1	/' | expand -t 12
 
 prepare: $(millpond) ## Text in, verified token shards out
-	@$(millpond) prepare $(CONFIG) $(settings)
+	@$(millpond) prepare "$(CONFIG)" $(settings)
 
 train: $(millpond) ## Prepare what is missing, train, evaluate, print samples
-	@$(millpond) train $(CONFIG) --name $(RUN) $(settings)
+	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(settings)
 
 evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
-	@$(millpond) evaluate $(RUN)
+	@$(millpond) evaluate "$(RUN)"
 
 sample: $(millpond) ## Text from a run's newest checkpoint (PROMPT="...")
-	@$(millpond) sample $(RUN) --prompt "$(PROMPT)"
+	@$(millpond) sample "$(RUN)" --prompt "$(PROMPT)"
 
 status: $(millpond) ## What is there: token folders and runs
 	@$(millpond) status

@@ -33,12 +33,15 @@ class _Main(click.Group):
     """The one place where errors become exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        before = signal.signal(signal.SIGTERM, _terminated)
         try:
             return super().invoke(ctx)
         except MillpondError as error:
             raise _Failed(error) from error
         except KeyboardInterrupt:
             raise _Failed(Interrupted(signal.SIGINT, "what was sealed before is kept")) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -126,7 +129,9 @@ def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...],
 
 @main.command()
 @_run
-@click.option("--tokens", default=0, metavar="N", help="Validation tokens to read [default: all].")
+@click.option(
+    "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
+)
 @_as_json
 @_home
 def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
@@ -147,9 +152,19 @@ def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
 @main.command()
 @_run
 @click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
-@click.option("--tokens", default=128, show_default=True, metavar="N", help="How many tokens to add.")
-@click.option("--temperature", default=0.8, show_default=True, help="0 takes the most likely token.")
-@click.option("--seed", default=0, show_default=True, help="Another seed, another text.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.8,
+    show_default=True,
+    help="0 takes the most likely token.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
+)
 @_home
 def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, home: Path) -> None:
     """Text from the newest checkpoint."""
@@ -208,13 +223,17 @@ def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str,
     from pipeline.stages import Pipeline
 
     name, recipe = load(config, settings)
-    return name, Pipeline(Layout(home), recipe, _terminal())
+    return name, Pipeline(Layout(home), config, recipe, _terminal())
 
 
 def _terminal() -> "Terminal":
     from pipeline.terminal import Terminal
 
     return Terminal()
+
+
+def _terminated(signum: int, _frame: object) -> None:
+    raise Interrupted(signum, "what was sealed before is kept")
 
 
 def _print_json(value: Any) -> None:

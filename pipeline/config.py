@@ -34,7 +34,7 @@ def preset_names() -> list[str]:
 def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
     """The name and the recipe of a preset or a TOML file, `settings` ("optim.lr=3e-4") laid over it."""
     path = PRESETS / f"{config}.toml"
-    if not path.exists():
+    if config not in preset_names():
         path = Path(config)
         if path.suffix != ".toml":
             raise ConfigError(
@@ -63,7 +63,9 @@ def save(recipe: Recipe, path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file", "a recipe is one TOML file", "check the path")
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise from_os_error(error, path, "read") from error
     except (ValueError, RecursionError) as error:  # TOML errors, bad UTF-8, numbers of 5,000 digits
@@ -77,9 +79,12 @@ def _set(data: dict[str, Any], setting: str) -> None:
         raise ConfigError(f"--set {setting}: expected TABLE.FIELD=VALUE", "", "for example --set optim.lr=3e-4")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text  # a bare word or path is text without quotes
-    data.setdefault(table, {})[field] = value
+    fields = data.setdefault(table, {})
+    if not isinstance(fields, dict):
+        raise ConfigError(f"--set {setting}: {table} is no table of fields", f"write [{table}] above its fields")
+    fields[field] = value
 
 
 def _convert(data: dict[str, Any], where: str) -> Recipe:

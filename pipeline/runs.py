@@ -11,7 +11,7 @@ from pipeline.config import Recipe
 from pipeline.fingerprint import Difference, differences, fingerprint, identity
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
-from shards.errors import ConfigError, RefusedError, from_os_error
+from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.manifest import Manifest, decode, encode
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
@@ -32,7 +32,11 @@ def checked_name(name: str) -> str:
     """`name`, if it can be a folder's name everywhere; ConfigError otherwise."""
     letters = name.translate({ord(mark): None for mark in "-_."})
     if not (letters.isascii() and letters.isalnum()) or name.startswith(".") or len(name) > MAX_NAME:
-        raise ConfigError(f"run name {name!r}: letters, digits, '.', '-' and '_' only, {MAX_NAME} at most")
+        raise ConfigError(
+            f"run name {name!r}: letters, digits, '.', '-' and '_' only, {MAX_NAME} at most",
+            "it is the name of a folder",
+            "choose another with --name RUN",
+        )
     return name
 
 
@@ -46,8 +50,12 @@ def pinned(run: RunPaths) -> Pinned:
     """The token folder as it was when the run began."""
     try:
         return decode(run.tokens.read_bytes(), Pinned, run.tokens)
-    except OSError as error:
-        raise from_os_error(error, run.tokens, "read") from error
+    except (OSError, CorruptError) as error:
+        raise CorruptError(
+            f"{run.tokens}: cannot be read: {error if isinstance(error, OSError) else error.what}",
+            "it says which tokens the run was started on",
+            f"restore it, or start the run over: --name {run.root.name} --fresh",
+        ) from error
 
 
 def begin(run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
@@ -68,13 +76,13 @@ def existing(layout: Layout, name: str) -> RunPaths:
     return run
 
 
-def set_aside(run: RunPaths) -> str:
-    """Give the run's folder a free name, `NAME.1` and so on, and return it: starting over loses nothing."""
+def set_aside(run: RunPaths) -> Path:
+    """Give the run's folder a free name, `NAME.1` and so on, and return where it is: starting over loses nothing."""
     number = 1
     while (aside := run.root.with_name(f"{run.root.name}.{number}")).exists():
         number += 1
     move(run.root, aside)
-    return aside.name
+    return aside
 
 
 def identity_of(recipe: Recipe, folder: str) -> dict[str, Any]:
@@ -103,6 +111,7 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
     from train.loop import Job
 
     return Job(
+        recipe=fingerprint(identity_of(recipe, pinned.folder)),
         model=recipe.model,
         optim=recipe.optim,
         train=recipe.train,
@@ -124,7 +133,7 @@ def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     folder = TokenFolder(wanted.folder, parts=wanted.parts)
-    trained = load_trained(wanted.checkpoints, wanted.model, folder)
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder)
     began = time.perf_counter()
     device = pick_device()
     precision = resolve_precision(wanted.train, device)
@@ -161,7 +170,7 @@ def sample(layout: Layout, name: str, prompt: str, tokens: int, temperature: flo
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     folder = TokenFolder(wanted.folder, parts=wanted.parts)
-    trained = load_trained(wanted.checkpoints, wanted.model, folder)
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder)
     return generate(trained.model, folder.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
 

@@ -20,7 +20,7 @@ from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
-from shards.atomic import make_folder, sha256_of, sweep
+from shards.atomic import make_folder, move, sha256_of, sweep
 from shards.errors import CorruptError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
@@ -31,10 +31,10 @@ if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
 
 
 class Pipeline:
-    """The stages of one recipe under one home."""
+    """The stages of one recipe under one home. `config` is what the user called the recipe."""
 
-    def __init__(self, layout: Layout, recipe: Recipe, terminal: Terminal) -> None:
-        self.layout, self.recipe, self.terminal = layout, recipe, terminal
+    def __init__(self, layout: Layout, config: str, recipe: Recipe, terminal: Terminal) -> None:
+        self.layout, self.config, self.recipe, self.terminal = layout, config, recipe, terminal
         layout.require_writable()
 
     def fetch(self, *, force: bool = False) -> "Corpus":
@@ -92,13 +92,13 @@ class Pipeline:
                 self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
                 return folder
             began = time.perf_counter()
-            make_folder(folder)
             if manifest is None:
                 if tokens.tokenizer == "gpt2":
                     tokenizer = vocabulary.gpt2()
                 else:
                     self.terminal.note(f"training a byte-pair vocabulary of {tokens.vocab_size:,}")
                     tokenizer = vocabulary.train_bpe(parts.read_all(corpus, tokens.part_tokens), tokens.vocab_size)
+                make_folder(folder)
                 manifest = Manifest(
                     format="millpond-tokens-1",
                     fingerprint=print_,
@@ -114,9 +114,8 @@ class Pipeline:
             job = Job(folder=folder, manifest=manifest, engine=self._engine())
             estimate = int(sum(source.nbytes for source in corpus.sources) / corpora.COMPRESSED_BYTES_PER_TOKEN)
             with self.terminal.tokens(min(estimate, tokens.max_tokens or estimate)) as advance:
-                plan = parts.plan(corpus, tokens.part_tokens)
                 try:
-                    manifest = tokenize(job, plan, tokens.max_tokens, tokens.workers or cores(), advance)
+                    manifest = tokenize(job, corpus, tokens.max_tokens, tokens.workers or cores(), advance)
                 finally:
                     corpus.close()
             seconds = time.perf_counter() - began
@@ -131,18 +130,20 @@ class Pipeline:
         """Every byte of the token folder compared with its manifest, once for each manifest."""
         path = self.layout.receipt("verify", folder.name)
         print_ = sha256_of(folder / MANIFEST)
-        if receipt.read(path, print_) and not force:
-            self.terminal.stage("verify", folder.name, done=True)
-            return
+        done = receipt.read(path, print_) is not None and not force
         began = time.perf_counter()
-        findings = find_damage(folder)
+        findings = find_damage(folder, full=not done)  # sizes and headers every time: they cost nothing
         if findings:
+            path.unlink(missing_ok=True)  # what was found is found again, until it is mended
             raise CorruptError(
                 f"{folder}: {len(findings)} things are wrong\n"
                 + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
                 "a run on damaged tokens learns from what nobody wrote",
-                "millpond tokenize --force",
+                f"millpond tokenize {self.config} --force",
             )
+        if done:
+            self.terminal.stage("verify", folder.name, done=True)
+            return
         manifest = Manifest.read(folder)
         nbytes = sum(shard.nbytes for part in manifest.parts for shard in (part.train, part.val))
         seconds = time.perf_counter() - began
@@ -164,11 +165,17 @@ class Pipeline:
         print_ = fingerprint(wanted)
         with self._locked(f"run-{name}", wait=False):
             sweep(run.root)
-            if fresh and run.root.exists():
-                self.terminal.note(f"the run before is kept as {runs.set_aside(run)}")
+            sweep(run.checkpoints)
+            aside = runs.set_aside(run) if fresh and run.root.exists() else None
             if run.recipe.exists():
                 runs.refuse_drift(run, wanted)
-            if found := receipt.read(run.receipt, print_):
+            elif run.checkpoints.exists():
+                raise RefusedError(
+                    f"{run.recipe}: is missing, and there are checkpoints",
+                    "what they were made with is not known any more",
+                    f"restore it, or start over: millpond train {self.config} --name {name} --fresh",
+                )
+            if (found := receipt.read(run.receipt, print_)) and found.result.keys() >= {"steps", "val_loss"}:
                 what = f"{name}  {found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
                 self.terminal.stage("train", what, done=True)
                 return
@@ -176,7 +183,14 @@ class Pipeline:
 
             began = time.perf_counter()
             pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(folder)
-            trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
+            try:
+                trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
+            except BaseException:
+                if aside:
+                    move(aside, run.root)  # what cannot begin does not push aside what was
+                raise
+            if aside:
+                self.terminal.note(f"the run before is kept as {aside.name}")
             if not run.recipe.exists():
                 runs.begin(run, self.recipe, pinned)
             result = trainer.run()

@@ -41,7 +41,7 @@ def _run(run: RunPaths) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.root.name, "state": "done" if run.receipt.exists() else "unfinished"}
     for found in _tail(run.metrics):
         for key in ("step", "tokens", "loss", "val_loss", "tok_per_s", "stall_percent"):
-            if key in found:
+            if isinstance(found.get(key), int | float):
                 row[key] = found[key]
     steps = sorted(run.checkpoints.glob("step-*"))
     row["checkpoint"] = steps[-1].name if steps else None
@@ -50,7 +50,7 @@ def _run(run: RunPaths) -> dict[str, Any]:
 
 def _tail(path: Path) -> list[dict[str, Any]]:
     """The last whole rows of a file."""
-    if not path.exists():
+    if not path.is_file():
         return []
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))

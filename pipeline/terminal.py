@@ -18,14 +18,16 @@ from pipeline.layout import RunPaths
 Row = dict[str, Any]
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
 WIDTH = 78
+MIN_WIDTH = 20
 
 
 class Terminal:
     """The one place that says something while work goes on."""
 
     def __init__(self) -> None:
-        self._out = Console(highlight=False, soft_wrap=True)
-        self._log = Console(stderr=True, highlight=False, soft_wrap=True)
+        width = None if Console().width >= MIN_WIDTH else 80  # COLUMNS=0 would show nothing
+        self._out = Console(highlight=False, markup=False, soft_wrap=True, width=width)
+        self._log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, width=width)
 
     def stage(self, name: str, what: str, *, done: bool = False) -> None:
         """A stage is finished, now or `done` already by a run before."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -22,10 +22,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prepare.corpora import Corpus
 from prepare.documents import read
+from prepare.download import matches
 from prepare.encode import Encoded, Encoder
-from prepare.parts import Part
-from shards.atomic import make_folder, publish_bytes, sweep
+from prepare.parts import Part, plan
+from shards.atomic import make_folder, publish_bytes, sha256_of, sweep
 from shards.errors import CorruptError, HostError, MillpondError, RefusedError
 from shards.header import Placement
 from shards.manifest import Counts, Manifest, PartRecord, decode, encode
@@ -44,29 +46,32 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     engine: Any  # "fastokens" or "tiktoken"
 
 
-def tokenize(job: Job, plan: Iterator[Part], max_tokens: int, workers: int, advance: Advance) -> Manifest:
+def tokenize(job: Job, corpus: Corpus, max_tokens: int, workers: int, advance: Advance) -> Manifest:
     """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
 
-    Sealed parts are kept from run to run. `advance(tokens)` is called as work proceeds. The folder gets the shortest
-    row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at once ends the same.
-    RefusedError when the plan has no parts.
+    Sealed parts are kept from run to run, and published ones for ever. `advance(tokens)` is called as work goes on. The
+    folder gets the shortest row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at
+    once ends the same. RefusedError when there are no parts, CorruptError when a file changed while it was read.
     """
+    _check_tokenizer(job)
     make_folder(job.folder / ".parts")
     sweep(job.folder)
     sweep(job.folder / ".parts")
+    published = len(job.manifest.parts)
     sealed = dict(enumerate(job.manifest.parts))
-    pending = _Pending(job, plan, sealed)
+    pending = _Pending(job, plan(corpus, job.manifest.part_tokens), sealed)
     if workers <= 1:
         builder: Builder | None = None
-        while not _enough(sealed, max_tokens) and (part := pending.next()):
+        while not _holds(sealed, {}, max_tokens) and (part := pending.next()):
             builder = builder or Builder(job, advance)
             sealed[part.index] = builder.build(part)
     else:
         _in_pool(job, pending, sealed, max_tokens, workers, advance)
-    chosen = list(_prefix(sealed, max_tokens))
+    chosen = list(_prefix(sealed, max_tokens, published))
     if not chosen:
         raise RefusedError(f"corpus {job.manifest.corpus.name}: no rows in its files", "", "name other files")
-    complete = not _enough(sealed, max_tokens) or len(chosen) - 1 == pending.final_index
+    _confirm_sources(job, corpus, chosen[published:])
+    complete = not _holds(sealed, {}, max_tokens) or len(chosen) - 1 == pending.final_index or job.manifest.complete
     manifest = msgspec.structs.replace(job.manifest, parts=chosen, complete=complete)
     manifest.write(job.folder)
     kept = {name for name, _ in manifest.files()}
@@ -75,6 +80,32 @@ def tokenize(job: Job, plan: Iterator[Part], max_tokens: int, workers: int, adva
             path.unlink()
     shutil.rmtree(job.folder / ".parts")
     return manifest
+
+
+def _check_tokenizer(job: Job) -> None:
+    """CorruptError unless the folder's tokenizer is its manifest's: more parts made with another mean other things."""
+    record = job.manifest.tokenizer
+    for name, sha256 in (("tokenizer.tiktoken", record.ranks_sha256), ("tokenizer.json", record.json_sha256)):
+        found = sha256_of(job.folder / name)
+        if found != sha256:
+            raise CorruptError(
+                f"{job.folder / name}: sha256 is {found}, the manifest says {sha256}",
+                "with another tokenizer every token means something else",
+                "millpond tokenize CONFIG --force",
+            )
+
+
+def _confirm_sources(job: Job, corpus: Corpus, built: list[PartRecord]) -> None:
+    """CorruptError unless the files are still those that were hashed before they were read."""
+    for i in sorted({record.source for record in built}):
+        source, path = corpus.sources[i], corpus.path(i)
+        if not matches(path, source.nbytes, source.digest):
+            shutil.rmtree(job.folder / ".parts")
+            raise CorruptError(
+                f"{path}: changed while it was read: it is no longer {source.nbytes:,} bytes with {source.digest}",
+                "the shards would not be what the manifest says they were made from; they were not published",
+                "run the same command again",
+            )
 
 
 class _Pending:
@@ -191,17 +222,22 @@ def _sealed_before(job: Job, part: Part) -> PartRecord | None:
     return record if sizes == {shard.file: shard.nbytes for shard in (record.train, record.val)} else None
 
 
-def _prefix(sealed: dict[int, PartRecord], max_tokens: int) -> Iterator[PartRecord]:
-    """The parts from the first on without a gap, until they hold enough."""
+def _prefix(sealed: dict[int, PartRecord], max_tokens: int, at_least: int) -> Iterator[PartRecord]:
+    """The parts from the first on without a gap, until they hold enough, and `at_least` so many."""
     tokens = index = 0
-    while index in sealed and (not max_tokens or tokens < max_tokens):
+    while index in sealed and (index < at_least or not max_tokens or tokens < max_tokens):
         yield sealed[index]
         tokens += sealed[index].train.tokens + sealed[index].val.tokens
         index += 1
 
 
-def _enough(sealed: dict[int, PartRecord], max_tokens: int) -> bool:
-    tokens = sum(record.train.tokens + record.val.tokens for record in _prefix(sealed, max_tokens))
+def _holds(sealed: dict[int, PartRecord], running: dict[int, int], max_tokens: int) -> bool:
+    """Whether the parts from the first on without a gap hold `max_tokens`, those `running` by their estimates."""
+    tokens = index = 0
+    while max_tokens and tokens < max_tokens and (index in sealed or index in running):
+        record = sealed.get(index)
+        tokens += record.train.tokens + record.val.tokens if record else running[index]
+        index += 1
     return bool(max_tokens) and tokens >= max_tokens
 
 
@@ -216,11 +252,12 @@ def _in_pool(
     with ProcessPoolExecutor(workers, context, _start_worker, (job, done, stop)) as pool:
         try:
             while True:
-                while len(running) < 2 * workers and not _planned_enough(sealed, running, max_tokens):
-                    part = pending.next()
-                    if part is None:
+                while len(running) < 2 * workers:
+                    estimates = {part.index: part.estimated_tokens for part in running.values()}
+                    if _holds(sealed, estimates, max_tokens) or not (part := pending.next()):
                         break
-                    running[pool.submit(_build, part)] = part
+                    with _no_interrupt():
+                        running[pool.submit(_build, part)] = part
                 if not running:
                     return
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -230,7 +267,7 @@ def _in_pool(
                     sealed[running.pop(future).index] = future.result()
         except BrokenProcessPool as error:
             raise HostError(
-                "a worker process was killed, most likely because memory ran out",
+                "a worker process was killed or did not start, most likely because memory ran out",
                 "the parts that were sealed are kept",
                 f"run again with fewer than {workers} workers: --set tokens.workers=1",
             ) from error
@@ -239,12 +276,17 @@ def _in_pool(
             pool.shutdown(cancel_futures=True)
 
 
-def _planned_enough(sealed: dict[int, PartRecord], running: dict[Future[PartRecord], Part], max_tokens: int) -> bool:
-    """Whether what is sealed and what is being built should hold enough; if the estimate is short, more follow."""
-    if not max_tokens:
-        return False
-    tokens = sum(record.train.tokens + record.val.tokens for record in sealed.values())
-    return tokens + sum(part.estimated_tokens for part in running.values()) >= max_tokens
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes that start here are born deaf to Ctrl-C, which the terminal sends to them as well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Stopped(MillpondError):
@@ -255,9 +297,9 @@ _builder: Builder
 
 
 def _start_worker(job: Job, done: Any, stop: Any) -> None:
-    """Set up one process of the pool: Ctrl-C is the parent's to handle, and the parent's death is the worker's."""
+    """Set up one process of the pool: signals are the parent's to handle, and the parent's death is the worker's."""
     global _builder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()

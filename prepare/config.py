@@ -13,12 +13,12 @@ NOT_IDENTITY = {"identity": False}  # marks a field that cannot change the resul
 class CorpusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the text comes from: a `name` known to corpora.py, or a `kind` and what that kind needs."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]*$", max_length=60)] = ""
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?\Z", max_length=60)] = ""
     kind: Literal["", "hub", "files", "python-docs"] = ""
     repo: str = ""
     revision: str = "main"
     files: tuple[str, ...] = ()
-    text_column: str = "text"
+    text_column: Annotated[str, Meta(max_length=200)] = "text"
 
 
 class TokensConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -107,7 +107,7 @@ def _checked(raw: Path, source: SourceRecord) -> Path:
         raise CorruptError(
             f"{path}: is not the {source.nbytes:,} bytes with {source.digest} that lock.json says",
             "the file changed since it was pinned",
-            "millpond fetch --force",
+            "millpond fetch CONFIG --force",
         )
     return path
 
@@ -162,12 +162,19 @@ class _HubFiles:
 def _local_files(config: CorpusConfig) -> Corpus:
     paths: set[Path] = set()
     for pattern in config.files:
-        matches = [Path(name).resolve() for name in glob.glob(os.path.expanduser(pattern), recursive=True)]  # noqa: PTH207, PTH111  (absolute patterns; Path.glob takes none)
-        if not matches:
+        names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH207, PTH111  (Path.glob takes no absolute pattern)
+        found = [Path(name).absolute() for name in names]  # as named: what a link leads to may have no suffix
+        for path in found:
+            if not path.exists():
+                raise ConfigError(f"{path}: is a link that leads nowhere", "", "mend or remove it")
+            if not str(path).isprintable():
+                raise ConfigError(f"{str(path)!r}: a file name that cannot be printed", "", "rename it")
+        files = [path for path in found if path.is_file()]
+        if not files:
             raise ConfigError(
                 f"corpus.files: no file matches {pattern!r} (looked from {Path.cwd()})", "", "check the path"
             )
-        paths.update(path for path in matches if path.is_file())
+        paths.update(files)
     if not paths:
         raise ConfigError("corpus.files is empty", 'a corpus of kind "files" needs them', "--set corpus.files=PATTERN")
     for path in sorted(paths):

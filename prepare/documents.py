@@ -116,8 +116,12 @@ def open_parquet(path: Path, text_column: str) -> pq.ParquetFile:
             "the documents are read from one column of text",
             "name it with --set corpus.text_column=NAME",
         )
+    if schema.names.count(text_column) > 1:
+        raise ConfigError(f"{path}: more than one column is named {text_column!r}", "", "rename one")
     kind = schema.field(text_column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise ConfigError(
             f"{path}: column {text_column!r} is {kind}, not text", "", "name another with --set corpus.text_column=NAME"
         )
@@ -178,7 +182,8 @@ def _damaged(path: Path, error: Exception, where: str) -> MillpondError:
 
 def _text_of(line: bytes, place: str, text_column: str) -> str | None:
     try:
-        row = json.loads(line.decode("utf-8", "surrogateescape")) if line.strip() else {text_column: None}
+        text = line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+        row = json.loads(text) if text.strip() else {text_column: None}
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{place}: not JSON: {error}", "jsonl has one object a line", "mend that line") from error
     if not isinstance(row, dict) or text_column not in row:

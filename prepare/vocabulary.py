@@ -23,6 +23,12 @@ def gpt2() -> Tokenizer:
 def recipe_of(config: TokensConfig) -> dict[str, str | int]:
     """What determines the tokenizer, for a fingerprint. ConfigError when there is no such tokenizer."""
     if config.tokenizer == "gpt2":
+        if config.vocab_size:
+            raise ConfigError(
+                f'tokens.vocab_size is {config.vocab_size}, and tokens.tokenizer is "gpt2"',
+                "GPT-2's vocabulary has 50,257 tokens, whatever is asked",
+                "leave vocab_size out, or --set tokens.tokenizer=bpe",
+            )
         return {"ranks": GPT2_RANKS_SHA256}
     if config.vocab_size < 257 + 1:
         raise ConfigError(
@@ -53,6 +59,8 @@ def train_bpe(batches: Iterable[Batch], vocab_size: int) -> Tokenizer:
             show_progress=False,
         ),
     )
+    if model.get_vocab_size() == 256:
+        raise RefusedError("there is no text to train a vocabulary on", "no two characters meet twice", "add text")
     if model.get_vocab_size() != vocab_size - 1:
         raise RefusedError(
             f"the text gives a vocabulary of {model.get_vocab_size() + 1}, {vocab_size} were asked for",

@@ -89,6 +89,10 @@ def from_os_error(error: OSError, path: Path, doing: str) -> MillpondError:
             "nothing half-written was published; what was finished before is kept",
             "free some space and run the same command again, or choose another disk with --home DIR",
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return HostError(
+            f"{path}: cannot be {doing}: {reason}", "", "raise the limit, for example with ulimit -n 65536"
+        )
     if error.errno == errno.ELOOP:
         return CorruptError(f"{path}: is a link, and links are not followed in a token folder")
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):

@@ -20,10 +20,10 @@ _MAX_BYTES = 64 << 20
 T = TypeVar("T")
 Split = Literal["train", "val"]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Digest = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
-Xxh3 = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$")]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
+Digest = Annotated[str, Meta(pattern="^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})\\Z")]
+Xxh3 = Annotated[str, Meta(pattern="^[0-9a-f]{16}\\Z")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")]
 Words = Annotated[str, Meta(max_length=1000)]
 
 
@@ -118,6 +118,11 @@ class Manifest(_Record, frozen=True, kw_only=True):
     complete: bool
     parts: list[PartRecord]
 
+    def __post_init__(self) -> None:
+        for i, part in enumerate(self.parts):
+            if (part.train.file, part.val.file) != (f"train-{i:05}.bin", f"val-{i:05}.bin"):
+                raise ValueError(f"part {i} names {part.train.file} and {part.val.file}")
+
     def shards(self, split: Split) -> list[ShardRecord]:
         """The split's shards, in order."""
         return [getattr(part, split) for part in self.parts]
@@ -156,7 +161,9 @@ class Manifest(_Record, frozen=True, kw_only=True):
             data = path.read_bytes() if nbytes <= _MAX_BYTES else b""
         except FileNotFoundError:
             raise ConfigError(
-                f"{path}: no such file", "a token folder is finished when its manifest exists", "millpond prepare"
+                f"{path}: no such file",
+                "a token folder is finished when its manifest exists",
+                "millpond prepare CONFIG",
             ) from None
         except OSError as error:
             raise from_os_error(error, path, "read") from error

@@ -19,8 +19,24 @@ from shards.manifest import Manifest, ShardRecord, Split
 from shards.tokenizer import Tokenizer
 from shards.writer import DOCS_DTYPE, sidecar_of
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
 Tokens = NDArray[np.unsignedinteger]
 _AGAIN = "copy the file again from where it came, or remove the token folder and run millpond prepare"
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's soft limit where `count` more files would not fit: a map keeps its file open."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted and (hard == resource.RLIM_INFINITY or hard > soft):
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Shard:
@@ -46,7 +62,10 @@ class Shard:
                 )
             self.tokens: Tokens = np.empty(0, self.header.dtype)
             if self.header.tokens:
-                view = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+                try:
+                    view = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+                except OSError as error:
+                    raise from_os_error(error, path, "mapped") from error
                 if hasattr(view, "madvise"):  # readahead around random windows reads 350 times what is used
                     view.madvise(mmap.MADV_RANDOM)
                 self.tokens = np.frombuffer(view, self.header.dtype, self.header.tokens, HEADER_BYTES)
@@ -143,6 +162,7 @@ class TokenFolder:
                 "millpond prepare with the max_tokens that the run was started with",
             )
         self.parts = available if parts is None else parts
+        allow_open_files(4 * self.parts)  # two shards a part, and their sidecars
         self._shards: dict[Split, list[Shard]] = {
             "train": [self._open(record) for record in self.manifest.shards("train")[: self.parts]],
             "val": [self._open(record) for record in self.manifest.shards("val")[: self.parts]],

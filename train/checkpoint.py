@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shards.atomic import make_folder, published_folder, sha256_of, sweep
+from shards.atomic import make_folder, published_folder, sha256_of
 from shards.errors import CorruptError, MillpondError, from_os_error
 from shards.manifest import encode
 
@@ -32,6 +32,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tokens: int
     position: int
     order_version: int
+    recipe: str  # the fingerprint of all that can change what is learned
     folder_fingerprint: str
     parts: int
     logged_steps: int  # steps in the running sum of losses
@@ -47,7 +48,7 @@ class Checkpoint(NamedTuple):
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publish `folder/step-NNNNNN`, then remove all but the newest `keep`."""
-    path = make_folder(folder) / f"step-{checkpoint.progress.step:06}"
+    path = make_folder(folder) / _name(checkpoint.progress.step)
     with published_folder(path) as temp:
         _write(checkpoint.model, temp / "model.safetensors")
         _write(checkpoint.state, temp / "state.safetensors")
@@ -64,7 +65,6 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
     A damaged one is reported and passed over. CorruptError when all are damaged.
     """
-    sweep(folder)
     damaged: list[str] = []
     for path in reversed(_steps(folder)):
         try:
@@ -90,8 +90,11 @@ def load(path: Path) -> Checkpoint:
             found = sha256_of(path / name)
             if found != sums.get(name):
                 raise CorruptError(f"{path / name}: sha256 is {found}, {SUMS} says {sums.get(name)}")
+        progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
+        if path.name != _name(progress.step):
+            raise CorruptError(f"{path}: holds step {progress.step}: the folder was renamed")
         return Checkpoint(
-            msgspec.json.decode((path / "state.json").read_bytes(), type=Progress),
+            progress,
             load_file(path / "model.safetensors"),
             load_file(path / "state.safetensors"),
         )
@@ -118,5 +121,10 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
+def _name(step: int) -> str:
+    return f"step-{step:06}"
+
+
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
+    return sorted(steps, key=lambda path: int(path.name.removeprefix("step-")))

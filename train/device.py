@@ -1,6 +1,7 @@
 """What the machine has: the device, the precision it is good at, and how many sequences fit in its memory."""
 
 import contextlib
+import math
 from contextlib import AbstractContextManager
 
 import torch
@@ -55,4 +56,5 @@ def fitting_micro_batch(
     width = 2 if precision is torch.float32 else 1
     a_token = width * (28 * model.n_layer * model.d_model + 10 * vocab_size)
     room = int((memory * 0.92 - 16 * parameters) / (a_token * model.seq_len))
-    return max(size for size in range(1, sequences + 1) if sequences % size == 0 and size <= max(1, room))
+    small = [size for size in range(1, math.isqrt(sequences) + 1) if sequences % size == 0]
+    return max(size for size in (*small, *(sequences // size for size in small)) if size <= max(1, room))

@@ -36,8 +36,12 @@ Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "sav
 
 
 class Job(NamedTuple):
-    """What to train on what, and where to write it. `parts`: how many of the token folder's parts the run sees."""
+    """What to train on what, and where to write it.
 
+    `recipe` is the fingerprint of all that can change what is learned, `parts` how many of the folder's parts are seen.
+    """
+
+    recipe: str
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
@@ -67,13 +71,14 @@ class Trainer:
         self.precision = resolve_precision(job.train, self.device)
         self.folder = TokenFolder(job.folder, verify="hash", parts=job.parts)
         vocab_size = self.folder.tokenizer.vocab_size
-        if len(self.folder.stream("val")) <= job.model.seq_len:
-            raise RefusedError(
-                f"{job.folder}: the validation split has {len(self.folder.stream('val')):,} tokens, "
-                f"one window takes {job.model.seq_len + 1:,}",
-                "a run without validation cannot be trusted",
-                "prepare more text, or raise tokens.val_fraction",
-            )
+        for split, way in (("train", "lower"), ("val", "raise")):
+            tokens = self.folder.manifest.tokens(split)  # type: ignore[arg-type]
+            if tokens <= job.model.seq_len:
+                raise RefusedError(
+                    f"{job.folder}: split {split} has {tokens:,} tokens, one window takes {job.model.seq_len + 1:,}",
+                    "a run is trained on the one split and trusted by the other",
+                    f"prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
+                )
         torch.manual_seed(job.train.seed)
         self.model = Model(job.model, vocab_size).to(self.device)
         self.optimizers = Optimizers(self.model, job.optim)
@@ -185,8 +190,8 @@ class Trainer:
     def _require_finite(self, *values: float) -> None:
         if not all(map(math.isfinite, values)):
             raise RefusedError(
-                f"step {self.step}: the loss or the gradient norm is not a number any more: {values}",
-                "the run has diverged; the checkpoints from before are whole",
+                f"step {self.step}: the loss, the gradient or a weight is not a number any more",
+                "the run has diverged; nothing of it was saved, and the checkpoints from before are whole",
                 f"start over with a lower rate: --fresh --set optim.lr={self.job.optim.lr / 3:.2g}",
             )
 
@@ -223,7 +228,9 @@ class Trainer:
 
     def _save(self) -> None:
         """Publish a checkpoint of this step; everything that led to it is on disk before it is."""
-        self._require_finite(self.loss_sum.item())
+        model = self.model.state_dict()
+        finite = torch.stack([tensor.isfinite().all() for tensor in model.values()]).all()
+        self._require_finite(self.loss_sum.item(), 0.0 if finite else math.nan)
         self.metrics.sync()
         self.samples.sync()
         state = self.optimizers.tensors()
@@ -234,12 +241,12 @@ class Trainer:
             step=self.step,
             tokens=self.step * self.job.train.batch_tokens,
             position=self.position,
+            recipe=self.job.recipe,
             order_version=ORDER_VERSION,
             folder_fingerprint=self.folder.manifest.fingerprint,
             parts=self.job.parts,
             logged_steps=self.logged_steps,
         )
-        model = self.model.state_dict()
         path = checkpoints.save(
             self.job.checkpoints, Checkpoint(progress, model, state), self.job.train.keep_checkpoints
         )
@@ -251,6 +258,7 @@ class Trainer:
             return
         progress = saved.progress
         for what, got, expected in (
+            ("recipe", progress.recipe, self.job.recipe),
             ("token folder", progress.folder_fingerprint, self.folder.manifest.fingerprint),
             ("parts", progress.parts, self.job.parts),
             ("order version", progress.order_version, ORDER_VERSION),
@@ -258,7 +266,7 @@ class Trainer:
             if got != expected:
                 raise CorruptError(
                     f"{self.job.checkpoints}: the checkpoint's {what} is {got}, the run's is {expected}",
-                    "with other data behind it the same position means other windows",
+                    "going on from it would be neither the one run nor the other",
                     "start over with --fresh, or under another --name",
                 )
         self.model.load_state_dict(saved.model)
@@ -285,7 +293,7 @@ def caught_signals() -> Iterator[list[int]]:
 
     def catch(signum: int, _frame: object) -> None:
         if caught:
-            raise KeyboardInterrupt
+            raise Interrupted(signum, "ended at once; the checkpoint before is kept")
         caught.append(signum)
         logger.warning("%s: saving after this step; once more to quit now", signal.Signals(signum).name)
 

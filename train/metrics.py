@@ -8,7 +8,7 @@ from typing import Any, Self
 import msgspec
 
 from shards.atomic import publish_bytes
-from shards.errors import from_os_error
+from shards.errors import CorruptError, from_os_error
 
 Row = dict[str, Any]
 
@@ -50,10 +50,21 @@ def read_rows(path: Path) -> list[Row]:
     """The whole rows of a file; none when there is no file. A last line cut short by a kill is left out."""
     if not path.exists():
         return []
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise from_os_error(error, path, "read") from error
     rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            rows.append(msgspec.json.decode(line, type=Row))
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = msgspec.json.decode(line, type=Row)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(
+                f"{path}: line {number} is no row with a step", "it was damaged or edited", "remove that line"
+            ) from error
     return rows
 
 

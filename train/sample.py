@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from shards.errors import RefusedError
 from shards.tokenizer import Tokenizer
 from train.model import Model
+
+MIN_TEMPERATURE = 1e-3  # below, dividing by it says no more than which token is the most likely
 
 
 @torch.no_grad()
@@ -21,7 +24,7 @@ def generate(
     """`prompt` and up to `tokens` more; ends early at end-of-text.
 
     Its own generator, so that sampling in the middle of a run does not change the run. `temperature` 0 takes the most
-    likely token each time.
+    likely token each time. RefusedError when the weights are no numbers.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +42,9 @@ def generate(
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    if temperature == 0:
+    if not logits.isfinite().all():
+        raise RefusedError("the model's answer is not a number", "it has diverged", "train it again at a lower rate")
+    if not temperature >= MIN_TEMPERATURE:
         return int(logits.argmax())
     values, choices = logits.topk(min(top_k, len(logits)))
     chances = torch.softmax(values / temperature, dim=0)

@@ -18,12 +18,20 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(folder: Path, config: ModelConfig, tokens: TokenFolder) -> Trained:
-    """The newest whole checkpoint in `folder`. RefusedError when there is none yet."""
+def load_trained(folder: Path, recipe: str, config: ModelConfig, tokens: TokenFolder) -> Trained:
+    """The newest whole checkpoint in `folder`. RefusedError when there is none, or when it is another recipe's."""
     saved = checkpoints.load_latest(folder)
     if saved is None:
         raise RefusedError(
-            f"{folder}: no checkpoint yet", "the run has not come to its first one", "wait, or run millpond train again"
+            f"{folder}: no checkpoint",
+            "the run has not come to its first one, or they were removed",
+            "wait for it, or train again, with --fresh if the run says that it is done",
+        )
+    if saved.progress.recipe != recipe:
+        raise RefusedError(
+            f"{folder}: the checkpoint was made with another recipe than run.toml says",
+            "its weights do not belong to the model that is described there",
+            "undo the change in run.toml",
         )
     model = Model(config, tokens.tokenizer.vocab_size)
     model.load_state_dict(saved.model)

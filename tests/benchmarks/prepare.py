@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.fingerprint import fingerprint
-from prepare import corpora, parts, vocabulary
+from prepare import corpora, vocabulary
 from prepare.build import Job, tokenize
 from prepare.config import CorpusConfig
 from prepare.encode import FastokensEngine
@@ -64,7 +64,7 @@ def job_in(corpus: corpora.Corpus, folder: Path, engine: str) -> Job:
 
 def prepare(corpus: corpora.Corpus, job: Job, workers: int) -> int:
     """Plan, tokenize, seal: what `millpond tokenize` does with a corpus that is there."""
-    manifest = tokenize(job, parts.plan(corpus, job.manifest.part_tokens), 0, workers, lambda _: None)
+    manifest = tokenize(job, corpus, 0, workers, lambda _: None)
     return manifest.tokens("train") + manifest.tokens("val")
 
 

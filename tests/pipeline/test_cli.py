@@ -190,7 +190,7 @@ def test_a_flipped_byte_is_found_before_the_first_step(tiny_toml: Path, tmp_path
     lines = refused(run("verify", tiny_toml, "--force", "--home", tmp_path), 4)
     assert lines[-4] == f"error: {folder}: 1 things are wrong"
     assert lines[-3].startswith("  train-00002.bin: sha256 is ")
-    assert lines[-1] == "to mend: millpond tokenize --force"
+    assert lines[-1] == f"to mend: millpond tokenize {tiny_toml} --force"
     assert run("tokenize", tiny_toml, "--force", "--home", tmp_path).exit_code == 0
     assert run("verify", tiny_toml, "--home", tmp_path).exit_code == 0
 

@@ -99,7 +99,9 @@ def test_training_is_deterministic(texts: list[str]) -> None:
 
 def test_too_little_text_for_the_vocabulary() -> None:
     with pytest.raises(RefusedError, match=r"the text gives a vocabulary of 2\d\d, 5000 were asked for"):
-        vocabulary.train_bpe(batches(["hardly anything"]), 5000)
+        vocabulary.train_bpe(batches(["hardly anything, hardly anything"]), 5000)
+    with pytest.raises(RefusedError, match="there is no text to train a vocabulary on"):
+        vocabulary.train_bpe(batches([""]), 5000)
 
 
 def test_another_ranks_file_is_refused(tmp_path: Path) -> None:

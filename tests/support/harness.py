@@ -44,7 +44,7 @@ log_every = 1
 
 
 def pipeline_of(recipe: Recipe, home: Path) -> Pipeline:
-    return Pipeline(Layout(home), recipe, Terminal())
+    return Pipeline(Layout(home), "CONFIG", recipe, Terminal())
 
 
 def tree(folder: Path) -> dict[str, bytes]:

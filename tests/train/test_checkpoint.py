@@ -18,6 +18,7 @@ def make(step: int) -> Checkpoint:
         tokens=step * 10,
         position=step,
         order_version=1,
+        recipe="00" * 32,
         folder_fingerprint="00" * 32,
         parts=1,
         logged_steps=0,
@@ -107,7 +108,16 @@ def test_a_killed_save_leaves_the_one_before(tmp_path: Path) -> None:
     (left / "model.safetensors").write_bytes(b"half")
     found = load_latest(tmp_path)
     assert found is not None and found.progress.step == 5
-    assert not left.exists()
+    assert left.exists()  # it may be another process's, at work: who holds the run's lock sweeps
+
+
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    path = save(tmp_path, make(5), keep=9)
+    (tmp_path / "step-000009.bad").mkdir()
+    (tmp_path / "step-000010").write_bytes(b"a file")
+    path.rename(tmp_path / "step-000007")
+    with pytest.raises(CorruptError, match="every checkpoint is damaged: step-000007"):
+        load_latest(tmp_path)
 
 
 def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ TIMES = {"tok_per_s", "data_wait_ms", "step_ms", "stall_percent"}
 def job(tokens: Path, root: Path, **train: Any) -> Job:
     config = {"steps": 24, "batch_tokens": 256, "log_every": 3, "eval_every": 8, "checkpoint_every": 5, **train}
     return Job(
+        recipe="00" * 32,
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=0.1),
         optim=OptimConfig(name="muon", warmup_steps=3),
         train=TrainConfig(eval_tokens=640, sample_every=8, sample_tokens=4, **config),
@@ -110,7 +111,9 @@ def test_a_run_that_diverges_stops_before_it_is_saved(tiny_folder: Path, tmp_pat
             next(trainer.model.parameters()).data[:] = float("inf")
 
     trainer = Trainer(job(tiny_folder, tmp_path, log_every=100), poison)
-    with pytest.raises(RefusedError, match=rf"step {step}: the loss or the gradient norm is not a number any more"):
+    with pytest.raises(
+        RefusedError, match=rf"step {step}: the loss, the gradient or a weight is not a number any more"
+    ):
         trainer.run()
     assert "null" not in (tmp_path / "metrics.jsonl").read_text()
     assert not (tmp_path / "checkpoints").exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from shards.atomic import make_folder, publish_bytes, sweep
+from shards.atomic import make_folder, publish_bytes
 from shards.errors import MillpondError
 from shards.manifest import decode, encode
 
@@ -25,8 +25,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def write(path: Path, stage: str, fingerprint: str, result: dict[str, Any], seconds: float) -> None:
-    """Declare `stage` finished for the inputs that `fingerprint` stands for."""
-    sweep(make_folder(path.parent), path.name)
+    """Declare `stage` finished for the inputs that `fingerprint` stands for. The caller holds the target's lock."""
+    make_folder(path.parent)
     receipt = Receipt(
         stage=stage, fingerprint=fingerprint, result=result, versions=versions(), seconds=round(seconds, 3)
     )

@@ -28,6 +28,7 @@ from train.config import step_count
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.corpora import Corpus
+    from prepare.encode import EngineName
 
 
 class Pipeline:
@@ -42,27 +43,21 @@ class Pipeline:
         from prepare import corpora
 
         wanted = corpora.resolve(self.recipe.corpus)
+        raw, path = self.layout.raw(wanted.name), self.layout.receipt("fetch", wanted.name)
         began = time.perf_counter()
-        with self._locked(f"raw-{wanted.name}"):
-            sweep(self.layout.raw(wanted.name))
-            corpus = corpora.fetch(
-                self.recipe.corpus,
-                self.layout.raw(wanted.name),
-                max_tokens=self.recipe.tokens.max_tokens,
-                force=force,
-                note=self.terminal.note,
-            )
-        megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
-        path = self.layout.receipt("fetch", wanted.name)
-        print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
-        files = "1 file" if len(corpus.sources) == 1 else f"{len(corpus.sources):,} files"
-        what = f"{wanted.name}  {files}, {megabytes:,.1f} MB"
-        if receipt.read(path, print_):
-            self.terminal.stage("fetch", what, done=True)
-        else:
+        with self._locked(f"raw-{wanted.name}", path):
+            sweep(raw)
+            max_tokens, note = self.recipe.tokens.max_tokens, self.terminal.note
+            corpus = corpora.fetch(self.recipe.corpus, raw, max_tokens=max_tokens, force=force, note=note)
+            print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
+            done = receipt.read(path, print_) is not None
             seconds = time.perf_counter() - began
-            receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
-            self.terminal.stage("fetch", f"{what}, {seconds:.1f} s")
+            if not done:
+                receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
+        files = "1 file" if len(corpus.sources) == 1 else f"{len(corpus.sources):,} files"
+        megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
+        what = f"{wanted.name}  {files}, {megabytes:,.1f} MB"
+        self.terminal.stage("fetch", what if done else f"{what}, {seconds:.1f} s", done=done)
         return corpus
 
     def download(self, corpus: "Corpus") -> None:
@@ -84,7 +79,8 @@ class Pipeline:
         tokens = self.recipe.tokens
         print_ = self._tokens_fingerprint(corpus)
         folder = self.layout.token_folder(corpus.record.name, print_)
-        with self._locked(folder.name):
+        path = self.layout.receipt("tokenize", folder.name)
+        with self._locked(folder.name, path):
             if force and folder.exists():
                 shutil.rmtree(folder)
             manifest = _manifest(folder, print_)
@@ -120,7 +116,7 @@ class Pipeline:
                     corpus.close()
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
-            receipt.write(self.layout.receipt("tokenize", folder.name), "tokenize", print_, counts, seconds)
+            receipt.write(path, "tokenize", print_, counts, seconds)
             rate = (manifest.tokens("train") + manifest.tokens("val")) / 1e6 / seconds
             self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}, {seconds:.1f} s, {rate:.1f} Mtok/s")
             _report_losses(self.terminal, manifest)
@@ -129,26 +125,26 @@ class Pipeline:
     def verify(self, folder: Path, *, force: bool = False) -> None:
         """Every byte of the token folder compared with its manifest, once for each manifest."""
         path = self.layout.receipt("verify", folder.name)
-        print_ = sha256_of(folder / MANIFEST)
-        done = receipt.read(path, print_) is not None and not force
-        began = time.perf_counter()
-        findings = find_damage(folder, full=not done)  # sizes and headers every time: they cost nothing
-        if findings:
-            path.unlink(missing_ok=True)  # what was found is found again, until it is mended
-            raise CorruptError(
-                f"{folder}: {len(findings)} things are wrong\n"
-                + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
-                "a run on damaged tokens learns from what nobody wrote",
-                f"millpond tokenize {self.config} --force",
-            )
-        if done:
-            self.terminal.stage("verify", folder.name, done=True)
-            return
-        manifest = Manifest.read(folder)
-        nbytes = sum(shard.nbytes for part in manifest.parts for shard in (part.train, part.val))
-        seconds = time.perf_counter() - began
-        receipt.write(path, "verify", print_, {"parts": len(manifest.parts), "bytes": nbytes}, seconds)
-        self.terminal.stage("verify", f"{folder.name}  {nbytes / 1e6:,.1f} MB, every byte as it was written")
+        with self._locked(folder.name, path):
+            print_ = sha256_of(folder / MANIFEST)
+            done = receipt.read(path, print_) is not None and not force
+            began = time.perf_counter()
+            findings = find_damage(folder, full=not done)  # sizes and headers every time: they cost nothing
+            if findings:
+                path.unlink(missing_ok=True)  # what was found is found again, until it is mended
+                raise CorruptError(
+                    f"{folder}: {len(findings)} things are wrong\n"
+                    + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
+                    "a run on damaged tokens learns from what nobody wrote",
+                    f"millpond tokenize {self.config} --force",
+                )
+            manifest = Manifest.read(folder)
+            nbytes = sum(shard.nbytes for part in manifest.parts for shard in (part.train, part.val))
+            if not done:
+                counts = {"parts": len(manifest.parts), "bytes": nbytes}
+                receipt.write(path, "verify", print_, counts, time.perf_counter() - began)
+        what = "" if done else f"  {nbytes / 1e6:,.1f} MB, every byte as it was written"
+        self.terminal.stage("verify", folder.name + what, done=done)
 
     def prepare(self) -> Path:
         """fetch, tokenize, verify."""
@@ -163,7 +159,7 @@ class Pipeline:
         folder = self.prepare()
         wanted = runs.identity_of(self.recipe, folder.name)
         print_ = fingerprint(wanted)
-        with self._locked(f"run-{name}", wait=False):
+        with self._locked(f"run-{name}", run.receipt, wait=False):
             sweep(run.root)
             sweep(run.checkpoints)
             aside = runs.set_aside(run) if fresh and run.root.exists() else None
@@ -204,7 +200,7 @@ class Pipeline:
             receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
             self.terminal.finished(name, run, numbers)
 
-    def _engine(self) -> str:
+    def _engine(self) -> "EngineName":
         from prepare.encode import has_fastokens
 
         if self.recipe.tokens.engine == "fastokens" and not has_fastokens():
@@ -227,8 +223,11 @@ class Pipeline:
         )
 
     @contextmanager
-    def _locked(self, target: str, *, wait: bool = True) -> Iterator[None]:
-        """One process at a time works on `target`. Only order rests on it: every file is published whole regardless."""
+    def _locked(self, target: str, receipt_path: Path, *, wait: bool = True) -> Iterator[None]:
+        """One process at a time works on `target` and its receipt, and begins by sweeping what a killed one left of it.
+
+        Only order rests on the lock: every file is published whole regardless.
+        """
         path = self.layout.lock(target)
         make_folder(path.parent)
         lock = FileLock(path)
@@ -244,6 +243,7 @@ class Pipeline:
             self.terminal.note(f"another process is working on {target}; waiting for it")
             lock.acquire()
         try:
+            sweep(receipt_path.parent, receipt_path.name)
             yield
         finally:
             lock.release()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from prepare.corpora import Corpus
 from prepare.documents import read
 from prepare.download import matches
-from prepare.encode import Encoded, Encoder
+from prepare.encode import Encoded, Encoder, EngineName
 from prepare.parts import Part, plan
 from shards.atomic import make_folder, publish_bytes, sha256_of, sweep
 from shards.errors import CorruptError, HostError, MillpondError, RefusedError
@@ -43,7 +43,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     folder: Path
     manifest: Manifest
-    engine: Any  # "fastokens" or "tiktoken"
+    engine: EngineName
 
 
 def tokenize(job: Job, corpus: Corpus, max_tokens: int, workers: int, advance: Advance) -> Manifest:
@@ -279,14 +279,14 @@ def _in_pool(
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
     """Processes that start here are born deaf to Ctrl-C, which the terminal sends to them as well."""
-    if threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; ours comes when it is unblocked
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Stopped(MillpondError):

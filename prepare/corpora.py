@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from filelock import FileLock
 
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
 from prepare.documents import SUFFIXES
 from prepare.download import download, matches
-from shards.atomic import make_folder, publish_bytes, sha256_of
+from shards.atomic import make_folder, publish_bytes, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, NetworkError
 from shards.manifest import CorpusRecord, SourceRecord, decode, encode
 
@@ -154,9 +155,13 @@ class _HubFiles:
                 "",
                 "unset HF_HUB_OFFLINE",
             )
-        self._note(f"downloading {file.path}, {file.size / 1e6:,.1f} MB")
-        download(hub.remote(self._repository, file), self._raw / file.path, self._stop)
-        return self._raw / file.path
+        path = self._raw / file.path
+        with FileLock(self._raw.with_name(f".{self._raw.name}.lock")):  # two recipes may want the same file at once
+            if not matches(path, file.size, file.digest):
+                self._note(f"downloading {file.path}, {file.size / 1e6:,.1f} MB")
+                sweep(make_folder(path.parent))
+                download(hub.remote(self._repository, file), path, self._stop)
+        return path
 
 
 def _local_files(config: CorpusConfig) -> Corpus:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from shards.errors import CorruptError, RefusedError
 from shards.tokenizer import Tokenizer
 
+EngineName = Literal["fastokens", "tiktoken"]
 SAMPLE_EVERY = 512  # documents; about 2 % of encoding time, since tiktoken takes about 12 times as long
 
 
@@ -74,7 +75,7 @@ class FastokensEngine:
 class Encoder:
     """An engine, made from the tokenizer files in `folder`, with tiktoken looking over its shoulder."""
 
-    def __init__(self, tokenizer: Tokenizer, folder: Path, engine: Literal["fastokens", "tiktoken"]) -> None:
+    def __init__(self, tokenizer: Tokenizer, folder: Path, engine: EngineName) -> None:
         self._oracle = TiktokenEngine(tokenizer)
         self.engine: Engine = self._oracle if engine == "tiktoken" else FastokensEngine(folder)
         self._seen_any = False

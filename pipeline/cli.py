@@ -23,10 +23,11 @@ class _Failed(click.ClickException):
 
     def __init__(self, error: MillpondError) -> None:
         super().__init__(str(error))
+        self.word = "stopped" if isinstance(error, Interrupted) else "error"
         self.exit_code = error.exit_code  # type: ignore[misc]  # click calls it a class variable and reads the instance
 
     def show(self, file: Any = None) -> None:
-        _terminal().error(self.message)
+        _terminal().error(self.message, self.word)
 
 
 class _Main(click.Group):
@@ -171,7 +172,8 @@ def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, ho
     from pipeline import runs
     from pipeline.layout import Layout
 
-    click.echo(runs.sample(Layout(home), run, prompt, tokens, temperature, seed))
+    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed)
+    click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
 
 
 @main.command()
@@ -193,7 +195,8 @@ def status(as_json: bool, home: Path) -> None:
         click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
     for row in found["runs"]:
         loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
-        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}")
+        saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
+        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}")
 
 
 @main.command()

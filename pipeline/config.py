@@ -40,6 +40,7 @@ def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
             raise ConfigError(
                 f"{config!r} is neither a preset nor a .toml file",
                 f"presets: {', '.join(preset_names())}" + _nearest(config, preset_names()),
+                f"millpond … {config}.toml" if Path(f"{config}.toml").is_file() else "",
             )
     data = _read(path)
     for setting in settings:

@@ -71,7 +71,9 @@ def existing(layout: Layout, name: str) -> RunPaths:
     if not run.recipe.exists():
         names = sorted(path.parent.name for path in layout.runs.glob("*/run.toml"))
         raise ConfigError(
-            f"no run {name!r} under {layout.runs}", f"there are: {', '.join(names) or 'none yet'}", "millpond train"
+            f"no run {name!r} under {layout.runs}",
+            f"there are: {', '.join(names) or 'none yet'}",
+            f"millpond train CONFIG --name {name}",
         )
     return run
 

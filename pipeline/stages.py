@@ -50,7 +50,7 @@ class Pipeline:
             max_tokens, note = self.recipe.tokens.max_tokens, self.terminal.note
             corpus = corpora.fetch(self.recipe.corpus, raw, max_tokens=max_tokens, force=force, note=note)
             print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
-            done = receipt.read(path, print_) is not None
+            done = receipt.read(path, print_) is not None and not force
             seconds = time.perf_counter() - began
             if not done:
                 receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
@@ -236,7 +236,7 @@ class Pipeline:
         except Timeout:
             if not wait:
                 raise RefusedError(
-                    f"{target}: another process is working on it",
+                    f"{target.replace('-', ' ', 1)}: another process is working on it",
                     "two would overwrite each other's checkpoints",
                     "wait for it, or use another --name",
                 ) from None
@@ -274,7 +274,8 @@ def _holds(manifest: Manifest, max_tokens: int) -> bool:
 
 def _amount(manifest: Manifest) -> str:
     tokens = manifest.tokens("train") + manifest.tokens("val")
-    return f"{tokens / 1e6:,.1f} M tokens, {len(manifest.parts)} parts"
+    parts = "1 part" if len(manifest.parts) == 1 else f"{len(manifest.parts):,} parts"
+    return f"{tokens / 1e6:,.1f} M tokens, {parts}"
 
 
 def _report_losses(terminal: Terminal, manifest: Manifest) -> None:

@@ -82,10 +82,10 @@ class Terminal:
             f"everything is in {run.root}"
         )
 
-    def error(self, text: str) -> None:
-        """Why the command ended."""
+    def error(self, text: str, word: str = "error") -> None:
+        """Why the command ended; `word` says whether that was an error."""
         first, _, rest = text.partition("\n")
-        self._log.print(Text("error: ", style="bold red").append(first, style="not bold default"))
+        self._log.print(Text(f"{word}: ", style="bold red").append(first, style="not bold default"))
         if rest:
             self._log.print(Text(rest))
 
@@ -112,7 +112,7 @@ class Terminal:
         self._log.print(Text(line, style="cyan"))
 
     def _sample(self, row: Row) -> None:
-        text = " ".join(row["text"].split())
+        text = "".join(mark if mark.isprintable() else "\ufffd" for mark in " ".join(row["text"].split()))
         lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 11, subsequent_indent=" " * 11, max_lines=4)
         self._log.print(Text("\n".join(lines), style="dim"))
 

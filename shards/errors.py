@@ -66,7 +66,7 @@ class Interrupted(MillpondError):
     """A signal ended the work after everything worth keeping was saved."""
 
     def __init__(self, signum: int, saved: str) -> None:
-        super().__init__(f"{signal.Signals(signum).name}: {saved}", "", "run the same command again to go on")
+        super().__init__(f"{signal.Signals(signum).name}: {saved}", "run the same command again to go on")
         self.exit_code = 128 + signum
 
 

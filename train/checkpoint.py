@@ -89,7 +89,7 @@ def load(path: Path) -> Checkpoint:
         for name in ("model.safetensors", "state.safetensors", "state.json"):
             found = sha256_of(path / name)
             if found != sums.get(name):
-                raise CorruptError(f"{path / name}: sha256 is {found}, {SUMS} says {sums.get(name)}")
+                raise CorruptError(f"{path / name}: sha256 is {found[:12]}…, {SUMS} says {sums.get(name, '')[:12]}…")
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
         if path.name != _name(progress.step):
             raise CorruptError(f"{path}: holds step {progress.step}: the folder was renamed")

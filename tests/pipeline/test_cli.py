@@ -213,7 +213,7 @@ def test_two_processes_do_not_train_one_run(home: Path, tiny_toml: Path) -> None
     with FileLock(home / "locks" / "run-tiny.lock"):
         found = millpond("train", tiny_toml, "--home", home)
     assert found.returncode == 1
-    assert "error: run-tiny: another process is working on it" in found.stderr
+    assert "error: run tiny: another process is working on it" in found.stderr
 
 
 def test_usage_errors_exit_with_2() -> None:

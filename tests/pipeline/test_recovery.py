@@ -98,7 +98,7 @@ def test_text_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.
     seal = build.Builder.build
 
     def change(builder: build.Builder, part: object) -> object:
-        record = seal(builder, part)  # type: ignore[arg-type]
+        record = seal(builder, part)
         source.write_text('{"text": "after"}\n' * 50)
         return record
 

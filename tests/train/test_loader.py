@@ -119,14 +119,14 @@ def test_a_slow_read_is_hidden_by_the_ring(tmp_path: Path) -> None:
     stream = stream_of(tmp_path, [20_000])
     read, calls = stream.read_into, 0
 
-    def slow(start: int, out: np.ndarray) -> None:  # type: ignore[type-arg]
+    def slow(start: int, out: np.ndarray) -> None:
         nonlocal calls
         calls += 1
         if calls % 20 == 0:
             time.sleep(0.06)
         read(start, out)
 
-    stream.read_into = slow  # type: ignore[method-assign]
+    stream.read_into = slow
     with TokenLoader(stream, 10, 1, 0) as loader:
         time.sleep(0.1)
         loader.next()
@@ -141,10 +141,10 @@ def test_a_slow_read_is_hidden_by_the_ring(tmp_path: Path) -> None:
 def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path) -> None:
     stream = stream_of(tmp_path, [1000])
 
-    def broken(start: int, out: np.ndarray) -> None:  # type: ignore[type-arg]
+    def broken(start: int, out: np.ndarray) -> None:
         raise OSError("the disk went away")
 
-    stream.read_into = broken  # type: ignore[method-assign]
+    stream.read_into = broken
     with TokenLoader(stream, 10, 1, 0) as loader:
         for _ in range(2):
             with pytest.raises(OSError, match="the disk went away"):

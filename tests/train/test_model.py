@@ -149,7 +149,7 @@ def test_one_batch_can_be_overfitted(form: str, name: str) -> None:
     torch.manual_seed(2)
     model = Model(FORMS[form], VOCAB)
     lr = {"muon": 0.02, "adamw": 3e-3}[name]
-    optimizers = Optimizers(model, OptimConfig(name=name, lr=lr, embed_lr=0.02, weight_decay=0.0))  # type: ignore
+    optimizers = Optimizers(model, OptimConfig(name=name, lr=lr, embed_lr=0.02, weight_decay=0.0))
     ids = torch.randint(0, VOCAB, (4, 49))
     for step in range(150):
         optimizers.schedule(step + 30, 1000)

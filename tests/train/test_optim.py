@@ -72,7 +72,7 @@ def test_accumulation_is_one_batch() -> None:
         results = []
         for step in range(2):
             optimizers.schedule(step, 100)
-            results.append(train_step(model, optimizers, loader, 4 // size, 1.0, nullcontext))  # type: ignore[arg-type]
+            results.append(train_step(model, optimizers, loader, 4 // size, 1.0, nullcontext))
         weights.append((torch.cat([p.flatten() for p in model.parameters()]), results))
     (one, results_one), (four, results_four) = weights
     assert torch.allclose(one, four, atol=1e-5)
@@ -127,7 +127,7 @@ def test_state_survives_its_tensors(name: str) -> None:
     def build() -> tuple[Model, Optimizers]:
         torch.manual_seed(0)
         model = Model(ModelConfig(**SIZES), 100)
-        return model, Optimizers(model, OptimConfig(name=name, lr=0.01))  # type: ignore[arg-type]
+        return model, Optimizers(model, OptimConfig(name=name, lr=0.01))
 
     def learn(model: Model, optimizers: Optimizers, steps: range) -> None:
         for step in steps:

@@ -274,7 +274,7 @@ def test_checkpoints_removed_from_a_finished_run(tiny_toml: Path, trained: Path)
     ("signum", "workers", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGTERM, 2, 143), (signal.SIGINT, 2, 130)]
 )
 def test_a_signal_while_preparing(tiny_toml: Path, tmp_path: Path, signum: int, workers: int, code: int) -> None:
-    options = ("--set", "tokens.part_tokens=1000", "--set", f"tokens.workers={workers}", "--home", tmp_path)
+    options = ("--set", "tokens.part_tokens=2000", "--set", f"tokens.workers={workers}", "--home", tmp_path)
     process = subprocess.Popen(command("prepare", tiny_toml, *options), stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(list(tmp_path.glob("tokens/*/.parts/*.json"))) < 3:
         time.sleep(0.002)
@@ -283,4 +283,5 @@ def test_a_signal_while_preparing(tiny_toml: Path, tmp_path: Path, signum: int, 
     assert process.returncode == code, log
     assert "Traceback" not in log
     assert "what was sealed before is kept" in log
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert run("prepare", tiny_toml, *options[:3], "tokens.workers=1", *options[4:]).exit_code == 0
+    assert not list(tmp_path.rglob(".*.tmp"))  # a signal between two lines may leave one; the next run sweeps it

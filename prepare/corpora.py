@@ -58,6 +58,12 @@ class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def resolve(config: CorpusConfig) -> CorpusConfig:
     """The config with a named corpus filled in. ConfigError for an unknown name or a missing kind."""
+    if config.kind == "hub" and not (config.repo and config.files):
+        raise ConfigError(
+            'corpus.kind is "hub", and corpus.repo or corpus.files is not set',
+            "a dataset on the Hub is named by both",
+            "--set corpus.repo=OWNER/NAME --set corpus.files=PATTERN",
+        )
     if config.kind:
         return msgspec.structs.replace(config, name=config.name or _default_name(config))
     if config.name not in NAMED:
@@ -98,7 +104,8 @@ def fetch(
         publish_bytes(lock_path, encode(lock))
     if config.kind == "hub":
         files = _HubFiles(lock, raw, max_tokens or sys.maxsize, note)
-        return Corpus(lock.record, lock.sources, files.path, files.close)
+        record = msgspec.structs.replace(lock.record, text_column=config.text_column)  # pinned are files, not columns
+        return Corpus(record, lock.sources, files.path, files.close)
     return Corpus(lock.record, lock.sources, lambda i: _checked(raw, lock.sources[i]))
 
 
@@ -202,6 +209,10 @@ def _local_files(config: CorpusConfig) -> Corpus:
 def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
     found = hub.resolve(config.repo, config.revision, config.files)
     for file in found.files:
+        if file.path.startswith("/") or ".." in file.path.split("/"):
+            raise CorruptError(
+                f"{config.repo}: {file.path!r} leads out of its folder", "such a listing is not believed"
+            )
         if not file.path.endswith(SUFFIXES):
             raise ConfigError(
                 f"{config.repo}: {file.path}: unknown kind of file",

@@ -20,7 +20,7 @@ _TAG = int.from_bytes(b"MPND", "little")
 _REVISION = 1
 _PLACEMENTS: tuple[Placement, ...] = ("before", "after")  # written as 1 and 2; 0 is "unknown"
 _LAYOUT = struct.Struct("<3i 6i i Q 32s")
-_REFETCH = "millpond verify, then prepare or copy the token folder again"
+_REFETCH = "copy the file again from where it came, or millpond tokenize CONFIG --force"
 
 
 class ShardHeader(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ except ImportError:  # Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
 Tokens = NDArray[np.unsignedinteger]
-_AGAIN = "copy the file again from where it came, or remove the token folder and run millpond prepare"
+_AGAIN = "copy the file again from where it came, or millpond tokenize CONFIG --force"
 
 
 def allow_open_files(count: int) -> None:
@@ -159,7 +159,7 @@ class TokenFolder:
             raise ConfigError(
                 f"{path}: {parts} parts were pinned, the folder has {available}",
                 "the run started with more tokens than are here now",
-                "millpond prepare with the max_tokens that the run was started with",
+                "millpond prepare CONFIG, with the max_tokens that the run was started with",
             )
         self.parts = available if parts is None else parts
         allow_open_files(4 * self.parts)  # two shards a part, and their sidecars

@@ -154,3 +154,24 @@ def test_two_recipes_fetch_the_same_files_at_once(hub: LocalHub, tmp_path: Path)
     assert [process.wait() for process in both] == [0, 0]
     assert hub.sent() == sum(map(len, next(iter(hub.repos["org/web"].values())).values()))
     assert len(list((home / "tokens").iterdir())) == 2
+
+
+def test_the_column_may_be_named_after_the_files_were_pinned(hub: LocalHub, tmp_path: Path) -> None:
+    """What the error about a missing column advises must work."""
+    with pytest.raises(MillpondError, match="no column 'body', it has text, url"):
+        prepare(tmp_path, "corpus.text_column=body")
+    folder = prepare(tmp_path, "corpus.text_column=text")
+    assert Manifest.read(folder).corpus.text_column == "text"
+
+
+def test_a_listing_that_leads_out_of_its_folder(hub: LocalHub, tmp_path: Path) -> None:
+    hub.commit("org/web", {"sample/../../../up.parquet": parquet(["x"])})
+    with pytest.raises(MillpondError, match="leads out of its folder"):
+        prepare(tmp_path)
+    assert not list(tmp_path.rglob("up.parquet"))
+
+
+@pytest.mark.parametrize("missing", ['corpus.repo=""', "corpus.files=[]"])
+def test_a_hub_corpus_without_a_name(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(MillpondError, match=r"corpus\.repo or corpus\.files is not set"):
+        prepare(tmp_path, missing)

@@ -16,6 +16,7 @@ MAX_FILE_BYTES = 2**31 - 1
 Placement = Literal["before", "after"]
 
 _FORMS = {2: (20240520, 1), 4: (20240801, 7)}  # bytes a token: llm.c's magic and version (GPT-2's and Llama 3's)
+MAGICS = frozenset(magic.to_bytes(4, "little") for magic, _ in _FORMS.values())
 _TAG = int.from_bytes(b"MPND", "little")
 _REVISION = 1
 _PLACEMENTS: tuple[Placement, ...] = ("before", "after")  # written as 1 and 2; 0 is "unknown"

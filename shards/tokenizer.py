@@ -8,15 +8,17 @@ import hashlib
 import json
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import CorruptError, from_os_error
+from shards.errors import ConfigError, CorruptError, from_os_error
+from shards.manifest import decode
 
 if TYPE_CHECKING:
     import tiktoken
@@ -24,6 +26,29 @@ if TYPE_CHECKING:
 EOT_TEXT = "<|endoftext|>"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+_OUR_FORM = "millpond's tokenizers are byte-level BPEs that split text as GPT-2's does"
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[Any]
+    merges: list[str | tuple[str, str]] = []
+    type: str = "BPE"
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
+
+
+class TokenizerJson(msgspec.Struct):
+    """What decides over ids in a Hugging Face tokenizer.json."""
+
+    model: _Model
+    pre_tokenizer: dict[str, Any] | None = None
+    normalizer: dict[str, Any] | None = None
+    added_tokens: list[_Added] = []
 
 
 class Tokenizer:
@@ -55,6 +80,42 @@ class Tokenizer:
         if [ranks[token] for token in tokens] != list(range(len(tokens))):
             raise CorruptError(f"{path}: the ranks are not 0 to {len(tokens) - 1}, each once")
         return cls(name, tokens)
+
+    @classmethod
+    def from_vocab(cls, path: Path) -> Self:
+        """Read GPT-2's `vocab.json` (a token, spelled as in `byte_characters`, to its id) or Hugging Face's
+        `tokenizer.json`. End-of-text may be in it, as the last id.
+
+        A vocab.json does not say how it merges: in the order of ids, as GPT-2's and every trained byte-level BPE. The
+        merges in a tokenizer.json are compared with that. CorruptError when the file is neither, ConfigError when its
+        tokenizer is none of our form.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise from_os_error(error, path, "read") from error
+        merges = None
+        if isinstance(decode(data, dict, path).get("model"), dict):
+            found = decode(data, TokenizerJson, path)
+            vocab, merges = _vocab_of(found, path), found.model.merges
+        else:
+            vocab = decode(data, dict[str, int], path)
+        tokens = _spelled_out(vocab, path)
+        tokenizer = cls(f"bpe-{len(tokens) + 1}", tokens)
+        try:
+            ours = [(_spell(left), _spell(right)) for left, right in tokenizer._merges()]
+        except CorruptError as error:
+            raise ConfigError(f"{path}: {error.what}", _OUR_FORM) from error
+        theirs = ours if merges is None else [tuple(m.split(" ")) if isinstance(m, str) else m for m in merges]
+        for i, (merge, right) in enumerate(zip_longest(theirs, ours)):
+            if merge != right:
+                raise ConfigError(
+                    f"{path}: merge {i} is {merge}, and {right} in the order of its ids",
+                    "millpond merges in that order, and would encode text to other ids than this tokenizer",
+                )
+        if hashlib.sha256(tokenizer.to_tiktoken()).hexdigest() == GPT2_RANKS_SHA256:
+            tokenizer.name = "gpt2"
+        return tokenizer
 
     @cached_property
     def encoding(self) -> "tiktoken.Encoding":
@@ -89,11 +150,6 @@ class Tokenizer:
 
     def to_json(self) -> bytes:
         """The bytes of a Hugging Face tokenizer.json that gives the same ids."""
-        characters = byte_characters()
-
-        def spell(token: bytes) -> str:
-            return "".join(characters[byte] for byte in token)
-
         byte_level: dict[str, Any] = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
         return json.dumps(
             {
@@ -114,9 +170,9 @@ class Tokenizer:
                     "fuse_unk": False,
                     "byte_fallback": False,
                     "ignore_merges": False,
-                    "vocab": {spell(token): rank for rank, token in enumerate(self.tokens)},
+                    "vocab": {_spell(token): rank for rank, token in enumerate(self.tokens)},
                     # as one string, not as a pair: fastokens starts in 0.29 s instead of 0.45 (Nov 2026)
-                    "merges": [f"{spell(left)} {spell(right)}" for left, right in self._merges()],
+                    "merges": [f"{_spell(left)} {_spell(right)}" for left, right in self._merges()],
                 },
             },
             ensure_ascii=False,
@@ -140,6 +196,56 @@ class Tokenizer:
             yield parts[0], parts[1]
 
 
+def _vocab_of(found: TokenizerJson, path: Path) -> dict[str, int]:
+    """The vocabulary of a tokenizer.json, end-of-text included; ConfigError when it is no byte-level BPE like ours."""
+    model, split = found.model, found.pre_tokenizer or {}
+    wrong = None
+    if model.type != "BPE" or isinstance(model.vocab, list):
+        wrong = f"its model is {model.type}"
+    elif split.get("type") != "ByteLevel" or not split.get("use_regex", True):
+        wrong = f"its pre_tokenizer is {split.get('type')}, with another pattern than GPT-2's"
+    elif split.get("add_prefix_space", True):
+        wrong = "its pre_tokenizer adds a space before the text"
+    elif found.normalizer is not None:
+        wrong = f"its normalizer, {found.normalizer.get('type')}, changes text before it is encoded"
+    elif model.continuing_subword_prefix or model.end_of_word_suffix:
+        wrong = "its tokens are marked as parts of words"
+    others = [added.content for added in found.added_tokens if added.content != EOT_TEXT]
+    if others and not wrong:
+        wrong = f"it has {len(others)} special tokens beside {EOT_TEXT}: {', '.join(others[:3])}"
+    if wrong or isinstance(model.vocab, list):
+        raise ConfigError(f"{path}: {wrong}", _OUR_FORM)
+    return {**model.vocab, **{added.content: added.id for added in found.added_tokens}}
+
+
+def _spelled_out(vocab: dict[str, int], path: Path) -> list[bytes]:
+    """The bytes of ids 0, 1, 2 and so on, end-of-text left out; ConfigError when they cannot be a tokenizer of ours."""
+    order = sorted(vocab, key=vocab.__getitem__)
+    wrong = next((i for i, text in enumerate(order) if vocab[text] != i), None)
+    if wrong is not None:
+        text = order[wrong]
+        raise ConfigError(f"{path}: {text!r} has id {vocab[text]}, expected {wrong}", "ids are 0, 1, 2 and so on")
+    last = len(order) - 1
+    if vocab.get(EOT_TEXT, last) != last:
+        raise ConfigError(f"{path}: {EOT_TEXT} has id {vocab[EOT_TEXT]}, expected the last, {last}", _OUR_FORM)
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    tokens: list[bytes] = []
+    for i, text in enumerate(order):
+        if text == EOT_TEXT:
+            break
+        if not text or not byte_of.keys() >= set(text):
+            raise ConfigError(f"{path}: id {i}, {text!r}, is not spelled in GPT-2's characters for bytes", _OUR_FORM)
+        tokens.append(bytes(byte_of[character] for character in text))
+    if missing := 256 - sum(len(token) == 1 for token in tokens):
+        raise ConfigError(f"{path}: {missing} of the 256 bytes have no id", f"text could not be encoded; {_OUR_FORM}")
+    return tokens
+
+
+def _spell(token: bytes) -> str:
+    return "".join(map(byte_characters().__getitem__, token))
+
+
+@cache
 def byte_characters() -> list[str]:
     """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -7,7 +7,7 @@ than the index of documents is ever allocated.
 import stat
 import struct
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -95,7 +95,7 @@ def hash_documents(found: ForeignTokens, tokenizer: Tokenizer) -> NDArray[np.uin
     # 18 and 19 by indexing a list. Gathering the bytes themselves from a flat table: 17, 24 and 25 (2 cores, Nov 2026).
     table = np.array([*tokenizer.tokens, b""], dtype=object)
     hashes = np.empty(len(found.starts), np.uint64)
-    for i, (start, stop) in enumerate(pairwise([*found.starts.tolist(), len(found.tokens)])):
+    for i, (start, stop) in enumerate(pairwise(chain(map(int, found.starts), [len(found.tokens)]))):
         digest = xxhash.xxh3_64()
         for at in range(start, stop, _BLOCK):
             digest.update(b"".join(table.take(found.tokens[at : min(at + _BLOCK, stop)]).tolist()))

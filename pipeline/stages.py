@@ -17,18 +17,19 @@ from filelock import FileLock, Timeout
 
 from pipeline import receipt, runs
 from pipeline.config import Recipe
-from pipeline.fingerprint import fingerprint, identity
+from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
 from shards.atomic import make_folder, move, sha256_of, sweep
-from shards.errors import CorruptError, RefusedError
+from shards.errors import CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 from train.config import step_count
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
-    from prepare.corpora import Corpus
     from prepare.encode import EngineName
+    from prepare.estimate import Estimate
+    from prepare.sources import Corpus
 
 
 class Pipeline:
@@ -62,65 +63,63 @@ class Pipeline:
 
     def download(self, corpus: "Corpus") -> None:
         """Fetch what `max_tokens` will need and is not here: all of it, or as many files as should hold so much."""
-        from prepare.corpora import COMPRESSED_BYTES_PER_TOKEN
-
-        tokens = 0.0
-        for i, source in enumerate(corpus.sources):
-            if tokens >= (self.recipe.tokens.max_tokens or float("inf")):
-                break
-            corpus.path(i)
-            tokens += source.nbytes / COMPRESSED_BYTES_PER_TOKEN
+        try:
+            for i in range(corpus.wanted):
+                corpus.path(i)
+        finally:
+            corpus.close()
 
     def tokenize(self, corpus: "Corpus", *, force: bool = False) -> Path:
         """The corpus's token folder, holding at least `max_tokens`."""
-        from prepare import corpora, parts, vocabulary
-        from prepare.build import Job, tokenize
+        from pipeline.tokens import TokenRecipe
+        from prepare.build import tokenize
 
-        tokens = self.recipe.tokens
-        print_ = self._tokens_fingerprint(corpus)
-        folder = self.layout.token_folder(corpus.record.name, print_)
+        tokens, wanted = self.recipe.tokens, TokenRecipe(self.layout, self.recipe, corpus)
+        folder = self.layout.token_folder(corpus.record.name, wanted.fingerprint)
         path = self.layout.receipt("tokenize", folder.name)
         with self._locked(folder.name, path):
             if force and folder.exists():
                 shutil.rmtree(folder)
-            manifest = _manifest(folder, print_)
+            manifest = wanted.published(folder)
             if manifest and not (folder / ".parts").exists() and _holds(manifest, tokens.max_tokens):
                 self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
                 return folder
             began = time.perf_counter()
-            if manifest is None:
-                if tokens.tokenizer == "gpt2":
-                    tokenizer = vocabulary.gpt2()
-                else:
-                    self.terminal.note(f"training a byte-pair vocabulary of {tokens.vocab_size:,}")
-                    tokenizer = vocabulary.train_bpe(parts.read_all(corpus, tokens.part_tokens), tokens.vocab_size)
-                make_folder(folder)
-                manifest = Manifest(
-                    format="millpond-tokens-1",
-                    fingerprint=print_,
-                    corpus=corpus.record,
-                    sources=corpus.sources,
-                    tokenizer=vocabulary.save(tokenizer, folder),
-                    placement=tokens.eot,
-                    val_fraction=tokens.val_fraction,
-                    part_tokens=tokens.part_tokens,
-                    complete=False,
-                    parts=[],
-                )
-            job = Job(folder=folder, manifest=manifest, engine=self._engine())
-            estimate = int(sum(source.nbytes for source in corpus.sources) / corpora.COMPRESSED_BYTES_PER_TOKEN)
-            with self.terminal.tokens(min(estimate, tokens.max_tokens or estimate)) as advance:
+            manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
+            expected = self._expect(corpus, manifest, folder)
+            job = wanted.job(folder, manifest, self._engine())
+            workers = tokens.workers or cores()
+            with self.terminal.tokens(expected.tokens) as advance:
                 try:
-                    manifest = tokenize(job, corpus, tokens.max_tokens, tokens.workers or cores(), advance)
+                    on_ray = tokens.engine == "ray"
+                    manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, on_ray=on_ray)
+                except DiskError as error:
+                    free = shutil.disk_usage(folder).free
+                    what = f"{error.what}; in all this needs about {expected.peak:,} bytes and {free:,} are free"
+                    raise DiskError(what, error.why, error.fix) from error
                 finally:
                     corpus.close()
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
-            receipt.write(path, "tokenize", print_, counts, seconds)
+            receipt.write(path, "tokenize", wanted.fingerprint, counts, seconds)
             rate = (manifest.tokens("train") + manifest.tokens("val")) / 1e6 / seconds
             self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}, {seconds:.1f} s, {rate:.1f} Mtok/s")
             _report_losses(self.terminal, manifest)
         return folder
+
+    def _expect(self, corpus: "Corpus", manifest: Manifest, folder: Path) -> "Estimate":
+        """What tokenizing will take; DiskError when there is no room for it."""
+        from prepare import estimate
+
+        def look(*, footers: bool) -> "Estimate":
+            keep_raw, max_tokens = self.recipe.corpus.keep_raw, self.recipe.tokens.max_tokens
+            return estimate.estimate(corpus, manifest, folder, max_tokens, keep_raw=keep_raw, footers=footers)
+
+        expected = look(footers=False)
+        if shutil.disk_usage(folder).free < estimate.AMPLE * expected.peak:
+            expected = look(footers=True)
+        estimate.require_space(expected, self.layout.home)
+        return expected
 
     def verify(self, folder: Path, *, force: bool = False) -> None:
         """Every byte of the token folder compared with its manifest, once for each manifest."""
@@ -203,24 +202,10 @@ class Pipeline:
     def _engine(self) -> "EngineName":
         from prepare.encode import has_fastokens
 
-        if self.recipe.tokens.engine == "fastokens" and not has_fastokens():
+        if self.recipe.tokens.engine != "tiktoken" and not has_fastokens():
             self.terminal.note("fastokens is not installed here: tiktoken does it, the same ids about ten times slower")
             return "tiktoken"
-        return self.recipe.tokens.engine
-
-    def _tokens_fingerprint(self, corpus: "Corpus") -> str:
-        from prepare.vocabulary import recipe_of
-
-        tokens = self.recipe.tokens
-        return fingerprint(
-            {
-                "format": "millpond-tokens-1",
-                "corpus": {"kind": corpus.record.kind, "text_column": corpus.record.text_column},
-                "sources": corpus.sources,
-                "tokenizer": recipe_of(tokens),
-                "options": identity(tokens),
-            }
-        )
+        return "tiktoken" if self.recipe.tokens.engine == "tiktoken" else "fastokens"
 
     @contextmanager
     def _locked(self, target: str, receipt_path: Path, *, wait: bool = True) -> Iterator[None]:
@@ -254,19 +239,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _manifest(folder: Path, print_: str) -> Manifest | None:
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = Manifest.read(folder)
-    if manifest.fingerprint != print_:
-        raise CorruptError(
-            f"{folder / MANIFEST}: fingerprint {manifest.fingerprint}, the recipe's is {print_}",
-            "the folder has the recipe's name and was made from something else",
-            f"move {folder} away and run again",
-        )
-    return manifest
-
-
 def _holds(manifest: Manifest, max_tokens: int) -> bool:
     tokens = manifest.tokens("train") + manifest.tokens("val")
     return manifest.complete or (max_tokens > 0 and tokens >= max_tokens)
@@ -280,15 +252,10 @@ def _amount(manifest: Manifest) -> str:
 
 def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     counts = manifest.counts
-    dropped = [
-        f"{what}: {count:,}"
-        for count, what in (
-            (counts.null, "null rows, dropped"),
-            (counts.empty, "empty rows, dropped"),
-            (counts.repaired, "documents that were no valid Unicode, repaired"),
-            (counts.literal_eot, "documents with the end-of-text string as text, kept so"),
-        )
-        if count
-    ]
-    for line in dropped:
+    said = [f"rows dropped, {reason}: {count:,}" for reason, count in counts.dropped.items()]
+    if counts.repaired:
+        said.append(f"documents that were no valid Unicode, repaired: {counts.repaired:,}")
+    if counts.literal_eot:
+        said.append(f"documents with the end-of-text string as text, kept so: {counts.literal_eot:,}")
+    for line in said:
         terminal.note(line)

@@ -11,24 +11,35 @@ NOT_IDENTITY = {"identity": False}  # marks a field that cannot change the resul
 
 
 class CorpusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the text comes from: a `name` known to corpora.py, or a `kind` and what that kind needs."""
+    """Where the text comes from: a `name` known to corpora.py, or a `kind` and what that kind needs.
+
+    With `val_files` the split is given: their documents are validation, all others are not. Without, each document's
+    hash decides. `filters` are conditions that a row must meet: `int_score >= 3`, `len(text) >= 200`.
+    """
 
     name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?\Z", max_length=60)] = ""
     kind: Literal["", "hub", "files", "python-docs"] = ""
     repo: str = ""
     revision: str = "main"
     files: tuple[str, ...] = ()
+    val_files: tuple[str, ...] = ()
     text_column: Annotated[str, Meta(max_length=200)] = "text"
+    filters: tuple[Annotated[str, Meta(max_length=200)], ...] = ()
+    keep_raw: Annotated[bool, Meta(extra=NOT_IDENTITY)] = True  # false: a fetched file goes when its parts are sealed
 
 
 class TokensConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the text becomes tokens."""
 
-    tokenizer: Literal["gpt2", "bpe"] = "gpt2"
+    tokenizer: str = "gpt2"  # "gpt2", "bpe" (trained on the corpus), or the path of a tokenizer file
     vocab_size: Annotated[int, Meta(ge=0, le=2**20)] = 0  # for "bpe", end-of-text included
     max_tokens: Annotated[int, Meta(ge=0, le=2**50, extra=NOT_IDENTITY)] = 0  # 0 = the whole corpus
     val_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.005
     eot: Placement = "before"
+    dedup: bool = False  # of equal documents the first is kept
+    forbid: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ()  # token folders: their validation stays out;
+    # what is identity is the list of hashes, not where it came from
     part_tokens: Annotated[int, Meta(ge=1000, le=2**30)] = 100_000_000
-    engine: Annotated[Literal["fastokens", "tiktoken"], Meta(extra=NOT_IDENTITY)] = "fastokens"
+    engine: Annotated[Literal["fastokens", "tiktoken", "ray"], Meta(extra=NOT_IDENTITY)] = "fastokens"  # ray: fastokens
+    # on a cluster
     workers: Annotated[int, Meta(ge=0, le=1024, extra=NOT_IDENTITY)] = 0  # 0 = one per core

@@ -6,46 +6,46 @@ copied and have no lock: their hashes are taken each time, at the speed of the d
 
 import glob
 import os
-import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import re
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
-import numpy as np
-from filelock import FileLock
 
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
-from prepare.documents import SUFFIXES
-from prepare.download import download, matches
-from shards.atomic import make_folder, publish_bytes, sha256_of, sweep
-from shards.errors import ConfigError, CorruptError, NetworkError
-from shards.manifest import CorpusRecord, SourceRecord, decode, encode
+from prepare.download import matches
+from prepare.rows import SUFFIXES, is_text
+from prepare.screen import parse_filters
+from prepare.sources import Corpus, HubCorpus, Note
+from shards.atomic import make_folder, publish_bytes, sha256_of
+from shards.errors import ConfigError, CorruptError
+from shards.interop import SUFFIXES as TOKEN_SUFFIXES
+from shards.manifest import CorpusRecord, SourceRecord, Split, decode, encode
 
-Note = Callable[[str], None]
 
-COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is fetched ahead and shown depends on it
+def _fineweb(repo: str, files: str) -> CorpusConfig:
+    return CorpusConfig(kind="hub", repo=f"HuggingFaceFW/{repo}", files=(f"{files}/*.parquet",))
+
+
+def _tokens(repo: str, stem: str) -> CorpusConfig:
+    return CorpusConfig(kind="hub", repo=repo, files=(f"{stem}_train_*.bin",), val_files=(f"{stem}_val_*.bin",))
+
 
 NAMED = {
-    "fineweb-10bt": CorpusConfig(kind="hub", repo="HuggingFaceFW/fineweb", files=("sample/10BT/*.parquet",)),
-    "fineweb-edu-10bt": CorpusConfig(kind="hub", repo="HuggingFaceFW/fineweb-edu", files=("sample/10BT/*.parquet",)),
+    **{
+        f"{repo}-{size.lower()}": _fineweb(repo, f"sample/{size}")
+        for repo in ("fineweb", "fineweb-edu")
+        for size in ("10BT", "100BT", "350BT")
+    },
+    # llm.c's shards as others made and measured with them (KellerJordan/modded-nanogpt, data/cached_*.py)
+    "fineweb10b-gpt2": _tokens("kjj0/fineweb10B-gpt2", "fineweb"),
+    "fineweb100b-gpt2": _tokens("kjj0/fineweb100B-gpt2", "fineweb"),
+    "finewebedu10b-gpt2": _tokens("kjj0/finewebedu10B-gpt2", "finewebedu"),
     "python-docs": CorpusConfig(kind="python-docs"),
 }
-
-
-class Corpus(NamedTuple):
-    """What to read: `path(i)` is the file that `sources[i]` describes, fetched first where it is not here yet.
-
-    `close()` ends what is still being fetched ahead.
-    """
-
-    record: CorpusRecord
-    sources: list[SourceRecord]
-    path: Callable[[int], Path]
-    close: Callable[[], None] = lambda: None
+_DUMP = re.compile(r"(fineweb(?:-edu)?)-(CC-MAIN-\d{4}-\d{2})")  # one crawl: fineweb-CC-MAIN-2024-10
 
 
 class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +58,7 @@ class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def resolve(config: CorpusConfig) -> CorpusConfig:
     """The config with a named corpus filled in. ConfigError for an unknown name or a missing kind."""
+    parse_filters(config.filters)
     if config.kind == "hub" and not (config.repo and config.files):
         raise ConfigError(
             'corpus.kind is "hub", and corpus.repo or corpus.files is not set',
@@ -66,14 +67,22 @@ def resolve(config: CorpusConfig) -> CorpusConfig:
         )
     if config.kind:
         return msgspec.structs.replace(config, name=config.name or _default_name(config))
-    if config.name not in NAMED:
+    dump = _DUMP.fullmatch(config.name)
+    if config.name not in NAMED and not dump:
         raise ConfigError(
-            f"corpus.name is {config.name!r}, known are {', '.join(sorted(NAMED))}",
+            f"corpus.name is {config.name!r}, known are {', '.join(sorted(NAMED))}, and crawls as "
+            "fineweb-CC-MAIN-2024-10",
             "any other corpus needs its kind as well",
             'set corpus.kind to "files" and corpus.files to your own texts',
         )
-    named = NAMED[config.name]
-    return msgspec.structs.replace(config, kind=named.kind, repo=named.repo, files=config.files or named.files)
+    named = _fineweb(dump[1], f"data/{dump[2]}") if dump else NAMED[config.name]
+    return msgspec.structs.replace(
+        config,
+        kind=named.kind,
+        repo=named.repo,
+        files=config.files or named.files,
+        val_files=config.val_files or named.val_files,
+    )
 
 
 def _default_name(config: CorpusConfig) -> str:
@@ -85,13 +94,19 @@ def fetch(
 ) -> Corpus:
     """Pin the corpus, or find what was pinned before; `force` pins anew what is there today.
 
-    Files of the Hub come later, each when it is first asked for, and the next one while that is being read, unless
-    `max_tokens` should be reached without it. `note` is told what takes long.
+    Files of the Hub come later, each when it is first asked for, and the next ones while that is being read, unless
+    `max_tokens` should be reached without them. `note` is told what takes long.
     """
     config = resolve(config)
     if config.kind == "files":
         return _local_files(config)
-    asked = {"kind": config.kind, "repo": config.repo, "revision": config.revision, "files": " ".join(config.files)}
+    asked = {
+        "kind": config.kind,
+        "repo": config.repo,
+        "revision": config.revision,
+        "files": " ".join(config.files),
+        "val_files": " ".join(config.val_files),
+    }
     lock_path = raw / "lock.json"
     lock = decode(lock_path.read_bytes(), _Lock, lock_path) if lock_path.exists() and not force else None
     if lock is None or lock.asked != asked:
@@ -103,77 +118,45 @@ def fetch(
             lock = _pin_python_docs(config, asked, raw)
         publish_bytes(lock_path, encode(lock))
     if config.kind == "hub":
-        files = _HubFiles(lock, raw, max_tokens or sys.maxsize, note)
         record = msgspec.structs.replace(lock.record, text_column=config.text_column)  # pinned are files, not columns
-        return Corpus(record, lock.sources, files.path, files.close)
-    return Corpus(lock.record, lock.sources, lambda i: _checked(raw, lock.sources[i]))
-
-
-def _checked(raw: Path, source: SourceRecord) -> Path:
-    path = raw / source.name
-    if not matches(path, source.nbytes, source.digest):
-        raise CorruptError(
-            f"{path}: is not the {source.nbytes:,} bytes with {source.digest} that lock.json says",
-            "the file changed since it was pinned",
-            "millpond fetch CONFIG --force",
-        )
-    return path
-
-
-class _HubFiles:
-    """The pinned files of a Hub repository: where the user's own Hub cache has them, else under `raw`."""
-
-    def __init__(self, lock: _Lock, raw: Path, max_tokens: int, note: Note) -> None:
-        self._raw, self._note = raw, note
-        tokens = np.cumsum([file.nbytes for file in lock.sources]) / COMPRESSED_BYTES_PER_TOKEN
-        self._last_wanted = int(np.searchsorted(tokens, max_tokens))
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1)
-        self._fetched: dict[int, Future[Path]] = {}
-        files = [hub.HubFile(path=file.name, size=file.nbytes, digest=file.digest) for file in lock.sources]
-        self._repository = hub.Repository(
-            repo=lock.record.details["repo"], commit=lock.record.details["commit"], files=files
-        )
-
-    def path(self, i: int) -> Path:
-        """File number `i`, once its bytes are here and right; from then on the next one is being fetched."""
-        path = self._start(i).result()
-        if i < min(self._last_wanted, len(self._repository.files) - 1):
-            self._start(i + 1)
-        return path
-
-    def close(self) -> None:
-        """End what is being fetched ahead; what has come of it is kept."""
-        self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
-
-    def _start(self, i: int) -> Future[Path]:
-        if i not in self._fetched:
-            self._fetched[i] = self._pool.submit(self._fetch, self._repository.files[i])
-        return self._fetched[i]
-
-    def _fetch(self, file: hub.HubFile) -> Path:
-        for path in (hub.in_cache(self._repository, file), self._raw / file.path):
-            if path is not None and matches(path, file.size, file.digest):
-                return path
-        if hub.is_offline():
-            raise NetworkError(
-                f"{file.path} of {self._repository.repo} is not here, and HF_HUB_OFFLINE is set",
-                "",
-                "unset HF_HUB_OFFLINE",
+        return HubCorpus(record, lock.sources, raw, max_tokens=max_tokens, keep=config.keep_raw, note=note)
+    for source in lock.sources:
+        if not matches(raw / source.name, source.nbytes, source.digest):
+            raise CorruptError(
+                f"{raw / source.name}: is not the {source.nbytes:,} bytes with {source.digest} that lock.json says",
+                "the file changed since it was pinned",
+                "millpond fetch CONFIG --force",
             )
-        path = self._raw / file.path
-        with FileLock(self._raw.with_name(f".{self._raw.name}.lock")):  # two recipes may want the same file at once
-            if not matches(path, file.size, file.digest):
-                self._note(f"downloading {file.path}, {file.size / 1e6:,.1f} MB")
-                sweep(make_folder(path.parent))
-                download(hub.remote(self._repository, file), path, self._stop)
-        return path
+    return Corpus(lock.record, lock.sources, [raw / source.name for source in lock.sources])
 
 
 def _local_files(config: CorpusConfig) -> Corpus:
+    paths: dict[Path, Split | None] = dict.fromkeys(_found(config.files), "train" if config.val_files else None)
+    paths |= dict.fromkeys(_found(config.val_files), "val")
+    if not paths:
+        raise ConfigError("corpus.files is empty", 'a corpus of kind "files" needs them', "--set corpus.files=PATTERN")
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    _require_readable([path.relative_to(root).as_posix() for path in paths], str(root))
+    ordered = sorted(paths, key=lambda path: (paths[path] != "val", path.relative_to(root).as_posix()))
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(sha256_of, ordered))
+    sources = [
+        SourceRecord(
+            name=path.relative_to(root).as_posix(),
+            nbytes=path.stat().st_size,
+            digest=f"sha256:{sha256}",
+            split=paths[path],
+        )
+        for path, sha256 in zip(ordered, hashes, strict=True)
+    ]
+    record = CorpusRecord(kind="files", name=config.name, text_column=config.text_column, details={})
+    return Corpus(record, sources, ordered)
+
+
+def _found(patterns: tuple[str, ...]) -> set[Path]:
+    """The local files that match, Megatron's index beside its tokens included."""
     paths: set[Path] = set()
-    for pattern in config.files:
+    for pattern in patterns:
         names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH207, PTH111  (Path.glob takes no absolute pattern)
         found = [Path(name).absolute() for name in names]  # as named: what a link leads to may have no suffix
         for path in found:
@@ -187,47 +170,48 @@ def _local_files(config: CorpusConfig) -> Corpus:
                 f"corpus.files: no file matches {pattern!r} (looked from {Path.cwd()})", "", "check the path"
             )
         paths.update(files)
-    if not paths:
-        raise ConfigError("corpus.files is empty", 'a corpus of kind "files" needs them', "--set corpus.files=PATTERN")
-    for path in sorted(paths):
-        if not path.name.endswith(SUFFIXES):
+    return paths | {index for path in paths if (index := path.with_suffix(".idx")).is_file() and path.suffix == ".bin"}
+
+
+def _require_readable(names: list[str], where: str) -> None:
+    """ConfigError unless all files are text, or all are tokens."""
+    tokens = [name for name in names if name.endswith((*TOKEN_SUFFIXES, ".idx"))]
+    for name in names:
+        if not is_text(name) and name not in tokens:
             raise ConfigError(
-                f"{path}: unknown kind of file", f"text is read from {', '.join(SUFFIXES)}", "convert or rename it"
+                f"{where}: {name}: unknown kind of file",
+                f"text is read from {', '.join(SUFFIXES)} and what the datasets library knows, tokens from "
+                f"{', '.join(TOKEN_SUFFIXES)}",
+                "choose others with corpus.files, or convert it",
             )
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    ordered = sorted(paths, key=lambda path: path.relative_to(root).as_posix())
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(sha256_of, ordered))
-    sources = [
-        SourceRecord(name=path.relative_to(root).as_posix(), nbytes=path.stat().st_size, digest=f"sha256:{sha256}")
-        for path, sha256 in zip(ordered, hashes, strict=True)
-    ]
-    record = CorpusRecord(kind="files", name=config.name, text_column=config.text_column, details={})
-    return Corpus(record, sources, ordered.__getitem__)
+    if 0 < len(tokens) < len(names):
+        raise ConfigError(
+            f"{where}: some files are text and some are tokens, as {tokens[0]} is",
+            "a token folder is made from the one or from the other",
+            "choose with corpus.files",
+        )
 
 
 def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
-    found = hub.resolve(config.repo, config.revision, config.files)
+    found = hub.resolve(config.repo, config.revision, config.files + config.val_files)
     for file in found.files:
-        if file.path.startswith("/") or ".." in file.path.split("/"):
+        if file.name.startswith("/") or ".." in file.name.split("/"):
             raise CorruptError(
-                f"{config.repo}: {file.path!r} leads out of its folder", "such a listing is not believed"
+                f"{config.repo}: {file.name!r} leads out of its folder", "such a listing is not believed"
             )
-        if not file.path.endswith(SUFFIXES):
-            raise ConfigError(
-                f"{config.repo}: {file.path}: unknown kind of file",
-                f"text is read from {', '.join(SUFFIXES)}",
-                "choose others with corpus.files",
-            )
+    _require_readable([file.name for file in found.files], config.repo)
+    sources = found.files
+    if config.val_files:
+        is_val = {file.name: any(fnmatchcase(file.name, pattern) for pattern in config.val_files) for file in sources}
+        sources = [msgspec.structs.replace(file, split="val" if is_val[file.name] else "train") for file in sources]
+        sources.sort(key=lambda file: file.split != "val")
+    details = {"repo": config.repo, "commit": found.commit}
+    if found.licence:
+        details["licence"] = found.licence
     return _Lock(
         asked=asked,
-        record=CorpusRecord(
-            kind="hub",
-            name=config.name,
-            text_column=config.text_column,
-            details={"repo": found.repo, "commit": found.commit},
-        ),
-        sources=[SourceRecord(name=file.path, nbytes=file.size, digest=file.digest) for file in found.files],
+        record=CorpusRecord(kind="hub", name=config.name, text_column=config.text_column, details=details),
+        sources=sources,
     )
 
 

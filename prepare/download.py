@@ -123,31 +123,42 @@ def _join(remote: Remote, parts: list[Path], path: Path) -> str:
 
 def _segment(remote: Remote, part: Path, first: int, last: int, ended: threading.Event, stop: threading.Event) -> None:
     """Bytes `first` to `last` of the file into `part`, appended to what is there."""
-    failures = 0
+    if part.exists() and part.stat().st_size > last - first:
+        part.unlink()
+    if part.exists() and part.stat().st_size == last - first:
+        return
+    try:
+        with part.open("ab", buffering=0) as out:
+            for chunk in _persistently(remote, first + out.tell(), last, stop):
+                _write_all(out.fileno(), chunk)
+                if ended.is_set() or stop.is_set():
+                    return
+    except OSError as error:
+        raise from_os_error(error, part, "written") from error
+
+
+def read_range(remote: Remote, first: int, last: int) -> bytes:
+    """Bytes `first` to `last` of the file. What they are is not compared with the commit: only for an estimate."""
+    return b"".join(_persistently(remote, first, last, threading.Event()))
+
+
+def _persistently(remote: Remote, first: int, last: int, stop: threading.Event) -> Iterator[bytes]:
+    """Bytes `first` to `last`, asked for again from where they stopped; NetworkError when that does not help."""
+    at, failures = first, 0
     with requests.Session() as session:
-        while not (ended.is_set() or stop.is_set()):
-            have = part.stat().st_size if part.exists() else 0
-            if have == last - first and part.exists():
-                return
-            if have > last - first:
-                part.unlink()
-                continue
+        while not stop.is_set():
             try:
-                for chunk in _stream(session, remote, first + have, last):
-                    try:
-                        with part.open("ab", buffering=0) as out:
-                            _write_all(out.fileno(), chunk)
-                    except OSError as error:
-                        raise from_os_error(error, part, "written") from error
+                for chunk in _stream(session, remote, at, last):
+                    at += len(chunk)
                     failures = 0
-                    if ended.is_set() or stop.is_set():
-                        return
+                    yield chunk
+                return
             except _Again as error:
                 failures += 1
                 if failures == TRIES:
                     raise NetworkError(
                         f"{remote.url}: {error} ({TRIES} times in a row)",
-                        f"{part.stat().st_size if part.exists() else 0:,} bytes are kept",
+                        "what has come so far is kept",
                         "run the same command again later: it goes on from there",
                     ) from error
                 stop.wait(error.after if error.after is not None else _backoff(failures))

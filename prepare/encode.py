@@ -85,7 +85,7 @@ class Encoder:
         encoded = self.engine.encode(texts)
         if self.engine is not self._oracle:
             sampled = np.flatnonzero(hashes % np.uint64(SAMPLE_EVERY) == 0).tolist()
-            if not self._seen_any:
+            if texts and not self._seen_any:
                 sampled.append(int(hashes.argmin()))  # a small corpus has its check too
                 self._seen_any = True
             for i in sampled:

@@ -4,38 +4,32 @@ HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean everywhere
 and to another endpoint only when MILLPOND_TRUST_ENDPOINT=1 says so.
 """
 
-import fnmatch
 import os
 import random
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
-
-import msgspec
 
 from prepare.download import BACKOFF, RETRIED, TRIES, Remote
 from shards.errors import ConfigError, NetworkError
+from shards.manifest import SourceRecord
 
 T = TypeVar("T")
 OWN_HOSTS = ("huggingface.co", "hf.co")
 
 
-class HubFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of the repository; `digest` is "sha256:…", or "git:…" for what is small enough to lie in git itself."""
+class Repository(NamedTuple):
+    """A dataset repository at one commit, and the files of it that were asked for, in the order of their names.
 
-    path: str
-    size: int
-    digest: str
+    `licence` is what its card says, or "".
+    """
 
-
-class Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A dataset repository at one commit, and the files of it that were asked for, in the order of their names."""
-
-    repo: str
     commit: str
-    files: list[HubFile]
+    licence: str
+    files: list[SourceRecord]
 
 
 def endpoint() -> str:
@@ -58,7 +52,8 @@ def token() -> str | None:
 
 
 def resolve(repo: str, revision: str, patterns: tuple[str, ...]) -> Repository:
-    """Ask the Hub which commit `revision` is, and which files match `patterns` there.
+    """Ask the Hub which commit `revision` is, and which files match `patterns` there. A file's digest is the sha256 of
+    its bytes, or the git hash of what is small enough to lie in git itself.
 
     ConfigError when there is no such repository, revision or file; NetworkError when the Hub does not answer.
     """
@@ -72,44 +67,45 @@ def resolve(repo: str, revision: str, patterns: tuple[str, ...]) -> Repository:
             "unset HF_HUB_OFFLINE for the first run",
         )
     api = HfApi(endpoint=endpoint(), token=token() or False)
-    commit = _asked(repo, revision, lambda: api.dataset_info(repo, revision=revision).sha)
+    info = _asked(repo, revision, lambda: api.dataset_info(repo, revision=revision))
+    licence = info.card_data.get("license") if info.card_data else None
     folders = sorted({_folder(pattern) for pattern in patterns})
-    found: dict[str, HubFile] = {}
+    found: dict[str, SourceRecord] = {}
     for folder in folders:
         entries = _asked(
             repo,
             revision,
             lambda folder=folder: list(  # type: ignore[misc]
-                api.list_repo_tree(repo, folder or None, recursive=True, revision=commit, repo_type="dataset")
+                api.list_repo_tree(repo, folder or None, recursive=True, revision=info.sha, repo_type="dataset")
             ),
         )
         for entry in entries:
-            if isinstance(entry, RepoFile) and any(fnmatch.fnmatchcase(entry.path, pattern) for pattern in patterns):
+            if isinstance(entry, RepoFile) and any(fnmatchcase(entry.path, pattern) for pattern in patterns):
                 digest = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
-                found[entry.path] = HubFile(path=entry.path, size=entry.size, digest=digest)
+                found[entry.path] = SourceRecord(name=entry.path, nbytes=entry.size, digest=digest)
     if not found:
         raise ConfigError(
-            f"{repo} at {commit}: no file matches {', '.join(patterns)}",
+            f"{repo} at {info.sha}: no file matches {', '.join(patterns)}",
             "",
             "check corpus.files against the Hub's page",
         )
-    return Repository(repo=repo, commit=str(commit), files=[found[path] for path in sorted(found)])
+    return Repository(str(info.sha), str(licence or "")[:100], [found[path] for path in sorted(found)])
 
 
-def remote(repository: Repository, file: HubFile) -> Remote:
+def remote(repo: str, commit: str, file: SourceRecord) -> Remote:
     """How to fetch `file`."""
     from huggingface_hub import hf_hub_url
 
-    url = hf_hub_url(repository.repo, file.path, repo_type="dataset", revision=repository.commit, endpoint=endpoint())
+    url = hf_hub_url(repo, file.name, repo_type="dataset", revision=commit, endpoint=endpoint())
     secret = token()
-    return Remote(url, file.size, file.digest, {"Authorization": f"Bearer {secret}"} if secret else {})
+    return Remote(url, file.nbytes, file.digest, {"Authorization": f"Bearer {secret}"} if secret else {})
 
 
-def in_cache(repository: Repository, file: HubFile) -> Path | None:
-    """Where the user's own Hub cache has the file, if it does: it is read there and never copied."""
+def in_cache(repo: str, commit: str, name: str) -> Path | None:
+    """Where the user's own Hub cache has a file, if it does: it is read there and never copied."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository.repo, file.path, revision=repository.commit, repo_type="dataset")
+    found = try_to_load_from_cache(repo, name, revision=commit, repo_type="dataset")
     return Path(found) if isinstance(found, str) else None
 
 

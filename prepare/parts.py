@@ -3,21 +3,26 @@
 It depends on the files and on `part_tokens` and on nothing else, so every machine and every run plans the same parts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from prepare.corpora import Corpus
-from prepare.documents import Batch, open_parquet, read
+from prepare.documents import Batch, read
+from prepare.rows import open_parquet
+from prepare.screen import Filter
+from prepare.sources import Corpus
+from shards.header import MAX_FILE_BYTES
+from shards.interop import SUFFIXES as TOKEN_SUFFIXES
+from shards.manifest import PartRecord, Split
 
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """Row groups (parquet) or bytes (jsonl) `first` to `last` of source file number `source`.
+    """Row groups (parquet), tokens (ready ones), bytes (all others) `first` to `last` of source file number `source`.
 
-    `is_final`: nothing comes after it in the whole corpus.
+    `ends_source`: nothing of the file comes after it.
     """
 
     index: int
@@ -25,59 +30,88 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     first: int
     last: int
+    ends_source: bool
     estimated_tokens: int
-    is_final: bool
+    split: Split | None
 
 
-def plan(corpus: Corpus, part_tokens: int) -> Iterator[Part]:
-    """Every part of the corpus, in order; a source file is asked for when its first part is.
+def plan(corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | None = None) -> Iterator[Part]:
+    """Every part of the corpus, in order, but those that are `sealed`, by number.
 
-    ConfigError or CorruptError when a file cannot be one.
+    A source file is asked for when its first part is; one whose parts are all sealed never. A file without rows is one
+    part. ConfigError or CorruptError when a file cannot be one.
     """
+    sealed = sealed or {}
     index = 0
-    for source in range(len(corpus.sources)):
+    for source, record in enumerate(corpus.sources):
+        if not record.has_parts:
+            continue
+        if (after := _sealed_until(sealed, index, source)) is not None:
+            index = after
+            continue
         path = corpus.path(source)
-        ranges = _ranges(path, corpus.record.text_column, int(part_tokens * BYTES_PER_TOKEN))
-        for number, (first, last, nbytes) in enumerate(ranges, 1):
-            yield Part(
-                index=index,
-                source=source,
-                path=path,
-                first=first,
-                last=last,
-                estimated_tokens=int(nbytes / BYTES_PER_TOKEN),
-                is_final=source + 1 == len(corpus.sources) and number == len(ranges),
-            )
+        ranges = ranges_of(path, corpus.record.text_column, part_tokens)
+        for first, last, tokens in ranges:
+            if index not in sealed:
+                yield Part(
+                    index=index,
+                    source=source,
+                    path=path,
+                    first=first,
+                    last=last,
+                    ends_source=last == ranges[-1][1],
+                    estimated_tokens=tokens,
+                    split=record.split,
+                )
             index += 1
 
 
-def read_all(corpus: Corpus, part_tokens: int) -> Iterator[Batch]:
-    """Every document of the corpus, in order."""
+def read_all(corpus: Corpus, part_tokens: int, filters: Sequence[Filter] = ()) -> Iterator[Batch]:
+    """Every document of the corpus that passes the filters, in order."""
     for part in plan(corpus, part_tokens):
-        yield from read(part.path, part.first, part.last, corpus.record.text_column)
+        yield from read(part.path, part.first, part.last, corpus.record.text_column, filters)
 
 
-def _ranges(path: Path, text_column: str, part_bytes: int) -> list[tuple[int, int, int]]:
-    """(first, last, bytes of text) of each part of one file."""
+def ranges_of(path: Path, text_column: str, part_tokens: int) -> list[tuple[int, int, int]]:
+    """(first, last, about how many tokens) of each part of one file, at least one."""
+    part_bytes = int(part_tokens * BYTES_PER_TOKEN)
+    size = path.stat().st_size
     if path.name.endswith(".parquet"):
         return _row_groups(path, text_column, part_bytes)
-    size = path.stat().st_size
-    if path.name.endswith(".jsonl"):
-        return [(at, min(at + part_bytes, size), min(part_bytes, size - at)) for at in range(0, size, part_bytes)]
-    return [(0, size, size)]  # a stream or a single document cannot be cut
+    if path.name.endswith(".jsonl") and size:
+        cuts = [(at, min(at + part_bytes, size)) for at in range(0, size, part_bytes)]
+        return [(first, last, int((last - first) / BYTES_PER_TOKEN)) for first, last in cuts]
+    if path.name.endswith(TOKEN_SUFFIXES):
+        step = part_tokens if size > MAX_FILE_BYTES else size // 2  # what fits one shard stays one
+        cuts = [(at, at + step) for at in range(0, size // 2, max(1, step))] or [(0, 0)]
+        return [(first, last, last - first) for first, last in cuts]
+    return [(0, size, int(size / BYTES_PER_TOKEN))]  # a stream or a single document cannot be cut
+
+
+def text_bytes(row_group: object, text_column: str) -> int:
+    """The uncompressed bytes of a parquet row group's text, from the footer."""
+    columns = (row_group.column(i) for i in range(row_group.num_columns))  # type: ignore[attr-defined]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_column)
 
 
 def _row_groups(path: Path, text_column: str, part_bytes: int) -> list[tuple[int, int, int]]:
-    metadata = open_parquet(path, text_column).metadata
+    metadata = open_parquet(path, [text_column]).metadata
     ranges: list[tuple[int, int, int]] = []
     first = filled = 0
     for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        columns = (row_group.column(i) for i in range(row_group.num_columns))
-        filled += sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_column)
+        filled += text_bytes(metadata.row_group(group), text_column)
         if filled >= part_bytes:
-            ranges.append((first, group + 1, filled))
+            ranges.append((first, group + 1, int(filled / BYTES_PER_TOKEN)))
             first, filled = group + 1, 0
-    if filled:
-        ranges.append((first, metadata.num_row_groups, filled))
+    if first < metadata.num_row_groups or not ranges:
+        ranges.append((first, metadata.num_row_groups, int(filled / BYTES_PER_TOKEN)))
     return ranges
+
+
+def _sealed_until(sealed: Mapping[int, PartRecord], index: int, source: int) -> int | None:
+    """The number after the source's last part, when all its parts, from `index` on, are sealed."""
+    while index in sealed and sealed[index].source == source:
+        if sealed[index].ends_source:
+            return index + 1
+        index += 1
+    return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prepare.config import TokensConfig
 from prepare.documents import Batch
-from shards.atomic import publish_bytes
+from shards.atomic import publish_bytes, sha256_of
 from shards.errors import ConfigError, RefusedError
 from shards.manifest import TokenizerRecord
 from shards.tokenizer import GPT2_RANKS_SHA256, Tokenizer, byte_characters
@@ -20,16 +20,37 @@ def gpt2() -> Tokenizer:
     return Tokenizer.load(Path(__file__).with_name("gpt2.tiktoken"), "gpt2", GPT2_RANKS_SHA256)
 
 
-def recipe_of(config: TokensConfig) -> dict[str, str | int]:
-    """What determines the tokenizer, for a fingerprint. ConfigError when there is no such tokenizer."""
+def ready(config: TokensConfig) -> Tokenizer | None:
+    """The tokenizer that needs no training: GPT-2's, or the one in a file; None for "bpe".
+
+    ConfigError when there is no such tokenizer.
+    """
+    if config.tokenizer == "bpe":
+        return None
+    if config.vocab_size:
+        raise ConfigError(
+            f'tokens.vocab_size is {config.vocab_size}, and tokens.tokenizer is "{config.tokenizer}"',
+            "that vocabulary is as large as it is, whatever is asked",
+            "leave vocab_size out, or --set tokens.tokenizer=bpe",
+        )
     if config.tokenizer == "gpt2":
-        if config.vocab_size:
-            raise ConfigError(
-                f'tokens.vocab_size is {config.vocab_size}, and tokens.tokenizer is "gpt2"',
-                "GPT-2's vocabulary has 50,257 tokens, whatever is asked",
-                "leave vocab_size out, or --set tokens.tokenizer=bpe",
-            )
-        return {"ranks": GPT2_RANKS_SHA256}
+        return gpt2()
+    path = Path(config.tokenizer).expanduser()
+    if path.suffix == ".tiktoken":
+        return Tokenizer.load(path, path.stem, sha256_of(path))
+    if path.suffix == ".json":
+        return Tokenizer.from_vocab(path)
+    raise ConfigError(
+        f"tokens.tokenizer is {config.tokenizer!r}",
+        '"gpt2", "bpe" (trained on the corpus), or the path of a tokenizer.json, vocab.json or .tiktoken file',
+        "--set tokens.tokenizer=gpt2",
+    )
+
+
+def recipe_of(config: TokensConfig, tokenizer: Tokenizer | None) -> dict[str, str | int]:
+    """What determines the tokenizer, for a fingerprint. ConfigError when "bpe" cannot have such a vocabulary."""
+    if tokenizer is not None:
+        return {"ranks": hashlib.sha256(tokenizer.to_tiktoken()).hexdigest()}
     if config.vocab_size < 257 + 1:
         raise ConfigError(
             f'tokens.vocab_size is {config.vocab_size}, a "bpe" tokenizer has at least 258',

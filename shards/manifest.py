@@ -50,19 +50,24 @@ class ShardRecord(_Record, frozen=True, kw_only=True):
 
 
 class Counts(_Record, frozen=True, kw_only=True):
-    """What became of a part's rows: `rows - null - empty` are documents; the others are among them."""
+    """What became of a part's rows. Those that were not `dropped`, by reason, are documents."""
 
     rows: Count = 0
-    null: Count = 0
-    empty: Count = 0
-    repaired: Count = 0  # lone surrogates or invalid UTF-8, replaced by U+FFFD
-    literal_eot: Count = 0  # holds the text of the end-of-text token, encoded as ordinary text
-    text_bytes: Count = 0
+    dropped: dict[Words, Count] = {}
+    repaired: Count = 0  # documents with lone surrogates or invalid UTF-8, replaced by U+FFFD
+    literal_eot: Count = 0  # documents that hold the text of the end-of-text token, encoded as ordinary text
+    text_bytes: Count = 0  # of UTF-8 in the documents
 
     def plus(self, other: "Counts") -> "Counts":
         """Both together."""
-        names = self.__struct_fields__
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        reasons = [*self.dropped, *(reason for reason in other.dropped if reason not in self.dropped)]
+        return Counts(
+            rows=self.rows + other.rows,
+            dropped={reason: self.dropped.get(reason, 0) + other.dropped.get(reason, 0) for reason in reasons},
+            repaired=self.repaired + other.repaired,
+            literal_eot=self.literal_eot + other.literal_eot,
+            text_bytes=self.text_bytes + other.text_bytes,
+        )
 
 
 class PartRecord(_Record, frozen=True, kw_only=True):
@@ -71,17 +76,27 @@ class PartRecord(_Record, frozen=True, kw_only=True):
     source: Count
     first: Count
     last: Count
+    ends_source: bool  # nothing of the file comes after it
     counts: Counts
     train: ShardRecord
     val: ShardRecord
 
 
 class SourceRecord(_Record, frozen=True, kw_only=True):
-    """One file of text as it was read. `digest` is "sha256:…", or "git:…", the sha1 of its blob."""
+    """One file as it was read. `digest` is "sha256:…", or "git:…", the sha1 of its blob.
+
+    `split` is where its documents went; null when each document's own hash decided.
+    """
 
     name: Words
     nbytes: Count
     digest: Digest
+    split: Split | None = None
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether there are documents in it: Megatron's index belongs to the file beside it."""
+        return not self.name.endswith(".idx")
 
 
 class CorpusRecord(_Record, frozen=True, kw_only=True):
@@ -105,23 +120,37 @@ class TokenizerRecord(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """Everything a token folder holds. `complete` says that no part of the corpus is left to prepare."""
+    """Everything a token folder holds.
+
+    `filters` dropped what did not meet them, `dedup` every document that had come before, and `forbidden`, the sha256
+    of a sorted list of hashes, those documents.
+    """
 
     format: Literal["millpond-tokens-1"] = "millpond-tokens-1"
     fingerprint: Sha256
     corpus: CorpusRecord
     sources: list[SourceRecord]
     tokenizer: TokenizerRecord
-    placement: Placement
+    placement: Placement | None  # null: ready tokens, whose end-of-text stands where their maker put it
     val_fraction: Annotated[float, Meta(ge=0, le=0.5)]
+    filters: list[Words] = []
+    dedup: bool = False
+    forbidden: Sha256 | None = None
     part_tokens: Annotated[int, Meta(ge=1, le=2**30)]
-    complete: bool
     parts: list[PartRecord]
 
     def __post_init__(self) -> None:
         for i, part in enumerate(self.parts):
             if (part.train.file, part.val.file) != (f"train-{i:05}.bin", f"val-{i:05}.bin"):
                 raise ValueError(f"part {i} names {part.train.file} and {part.val.file}")
+            if part.source >= len(self.sources):
+                raise ValueError(f"part {i} is of source {part.source}, there are {len(self.sources)}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether no part of the corpus is left to prepare."""
+        final = max((i for i, source in enumerate(self.sources) if source.has_parts), default=-1)
+        return bool(self.parts) and self.parts[-1].ends_source and self.parts[-1].source == final
 
     def shards(self, split: Split) -> list[ShardRecord]:
         """The split's shards, in order."""

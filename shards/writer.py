@@ -24,7 +24,7 @@ class ShardWriter:
         record = shard.seal()
     """
 
-    def __init__(self, path: Path, *, vocab_size: int, eot: int, placement: Placement, fingerprint: str) -> None:
+    def __init__(self, path: Path, *, vocab_size: int, eot: int, placement: Placement | None, fingerprint: str) -> None:
         self.path = path
         self._blank = ShardHeader(
             tokens=0,

@@ -36,9 +36,16 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(ConfigError, match=r"a\.csv: unknown kind of file\ntext is read from \.parquet, \.jsonl, "):
-        corpora.fetch(files(f"{tmp_path}/a.csv"), tmp_path)
+    (tmp_path / "a.doc").write_text("a,b")
+    with pytest.raises(ConfigError, match=r"a\.doc: unknown kind of file\ntext is read from \.parquet, \.jsonl, "):
+        corpora.fetch(files(f"{tmp_path}/a.doc"), tmp_path)
+
+
+def test_text_beside_tokens(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.bin").write_bytes(b"\1\0")
+    with pytest.raises(ConfigError, match=r"some files are text and some are tokens, as b\.bin is"):
+        corpora.fetch(files(f"{tmp_path}/*"), tmp_path)
 
 
 def test_no_files_at_all(tmp_path: Path) -> None:
@@ -47,10 +54,24 @@ def test_no_files_at_all(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(
-        ConfigError, match=r"corpus\.name is 'fineweb', known are fineweb-10bt, fineweb-edu-10bt, python-docs"
-    ):
+    with pytest.raises(ConfigError, match=r"corpus\.name is 'fineweb', known are fineweb-100bt, .*, python-docs, and "):
         corpora.resolve(CorpusConfig(name="fineweb"))
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "pattern"),
+    [
+        ("fineweb-10bt", "HuggingFaceFW/fineweb", "sample/10BT/*.parquet"),
+        ("fineweb-edu-350bt", "HuggingFaceFW/fineweb-edu", "sample/350BT/*.parquet"),
+        ("fineweb-CC-MAIN-2024-10", "HuggingFaceFW/fineweb", "data/CC-MAIN-2024-10/*.parquet"),
+        ("fineweb-edu-CC-MAIN-2013-20", "HuggingFaceFW/fineweb-edu", "data/CC-MAIN-2013-20/*.parquet"),
+        ("fineweb10b-gpt2", "kjj0/fineweb10B-gpt2", "fineweb_train_*.bin"),
+    ],
+)
+def test_a_named_corpus(name: str, repo: str, pattern: str) -> None:
+    config = corpora.resolve(CorpusConfig(name=name, filters=("len(text) >= 1",)))
+    assert (config.kind, config.repo, config.files) == ("hub", repo, (pattern,))
+    assert config.filters == ("len(text) >= 1",)
 
 
 SOURCE = '''#!/usr/bin/env python
@@ -102,12 +123,13 @@ def test_python_docs_are_pinned_until_forced(tmp_path: Path, monkeypatch: pytest
     assert first.path(0).exists()
     assert first.record.details == {"a": "1.0"}
     packages["b"] = Package("2.0", [], "Description of b. " * 20)
-    assert corpora.fetch(config, tmp_path / "raw")[:2] == first[:2]
+    again = corpora.fetch(config, tmp_path / "raw")
+    assert (again.record, again.sources) == (first.record, first.sources)
     assert corpora.fetch(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
     path = tmp_path / "raw" / "python-docs.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(CorruptError, match=r"python-docs\.parquet: is not the [\d,]+ bytes with sha256:[0-9a-f]{64}"):
-        corpora.fetch(config, tmp_path / "raw").path(0)
+        corpora.fetch(config, tmp_path / "raw")
 
 
 def test_what_is_installed_is_named_with_its_version() -> None:
@@ -132,7 +154,8 @@ def test_the_plan_covers_every_row_group_once(tmp_path: Path) -> None:
     corpus = corpora.fetch(files(f"{tmp_path}/*.parquet"), tmp_path)
     for part_tokens in (1_000, 30_000, 10_000_000):
         parts = list(plan(corpus, part_tokens))
-        assert [part.is_final for part in parts] == [False] * (len(parts) - 1) + [True]
+        last_of = {part.source: part.index for part in parts}
+        assert [part.index for part in parts if part.ends_source] == list(last_of.values())
         assert [part.index for part in parts] == list(range(len(parts)))
         for source in (0, 1):
             covered = [g for part in parts if part.source == source for g in range(part.first, part.last)]

@@ -10,7 +10,8 @@ import pytest
 import xxhash
 from harness import complains
 
-from prepare.documents import BATCH_BYTES, open_parquet, read
+from prepare.documents import read
+from prepare.rows import CHUNK_BYTES, open_parquet
 from shards import ConfigError, CorruptError
 from shards.manifest import Counts
 
@@ -19,7 +20,7 @@ TEXTS = ["one", "two 漢字", "three\r\n\x00", "<|endoftext|> four", "x" * 3000]
 
 def everything(path: Path, first: int = 0, last: int = 1 << 40, column: str = "text") -> tuple[list[str], Counts]:
     if path.name.endswith(".parquet"):
-        last = min(last, open_parquet(path, column).num_row_groups)
+        last = min(last, open_parquet(path, [column]).num_row_groups)
     texts: list[str] = []
     counts = Counts()
     for batch in read(path, first, last, column):
@@ -68,7 +69,7 @@ def test_rows_that_are_no_documents_are_counted(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", pa.array(rows, pa.string()))
     texts, counts = everything(path)
     assert texts == ["a", "b <|endoftext|>"]
-    assert counts == Counts(rows=5, null=2, empty=1, repaired=0, literal_eot=1, text_bytes=16)
+    assert counts == Counts(rows=5, dropped={"null": 2, "empty": 1}, literal_eot=1, text_bytes=16)
 
 
 def test_lone_surrogates_are_repaired_as_tiktoken_does(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_batches_are_bounded_by_bytes(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", pa.array(["x" * 1_000_000] * 20))
     batches = list(read(path, 0, 1, "text"))
     assert sum(len(batch.texts) for batch in batches) == 20
-    assert max(batch.counts.text_bytes for batch in batches) <= BATCH_BYTES
+    assert max(batch.counts.text_bytes for batch in batches) <= CHUNK_BYTES
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_no_text_column(tmp_path: Path) -> None:
     with complains(
         ConfigError,
         f"{path}: no column 'text', it has content, url",
-        "the documents are read from one column of text",
+        "the documents are read from one field of text",
         "to mend: name it with --set corpus.text_column=NAME",
     ):
         everything(path)

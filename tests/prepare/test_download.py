@@ -16,8 +16,10 @@ from local_hub import Fault, LocalHub
 from prepare import download as downloading
 from prepare import hub as hubs
 from prepare.download import download, matches
-from prepare.hub import HubFile, Repository
 from shards import ConfigError, DiskError, NetworkError
+from shards.manifest import SourceRecord
+
+Pinned = tuple[str, str, SourceRecord]  # repository, commit, file
 
 NAME = "sample/10BT/000_00000.parquet"
 
@@ -40,11 +42,11 @@ def data() -> bytes:
 
 
 @pytest.fixture
-def pinned(hub: LocalHub, data: bytes) -> tuple[Repository, HubFile]:
+def pinned(hub: LocalHub, data: bytes) -> Pinned:
     files = {f"sample/10BT/00{i}_00000.parquet": data if i == 0 else b"x" * i for i in range(5)}
     hub.commit("org/name", {**files, "README.md": b"a card", "other/a.parquet": b"no"})
     repository = hubs.resolve("org/name", "main", ("sample/10BT/*.parquet",))
-    return repository, repository.files[0]
+    return "org/name", repository.commit, repository.files[0]
 
 
 KINDS = ["429", "500", "503", "cut", "stall", "html", "flip", "length", "ignore-range", "404", "redirect-loop"]
@@ -63,41 +65,34 @@ REASONS = {
 
 @pytest.mark.parametrize("times", [1, 2, -1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_fault(
-    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path, kind: str, times: int
-) -> None:
-    repository, file = pinned
+def test_every_fault(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path, kind: str, times: int) -> None:
     path = tmp_path / "a.parquet"
     hub.faults = [Fault(kind, times, "resolve" if kind == "redirect-loop" else "cdn")]
     if kind == "404" or (times == -1 and kind not in ("cut", "ignore-range")):
         with pytest.raises(NetworkError) as caught:
-            download(hubs.remote(repository, file), path, threading.Event())
+            download(hubs.remote(*pinned), path, threading.Event())
         assert REASONS[kind].split("(")[0] in str(caught.value)
         assert caught.value.exit_code == 6
         assert not path.exists()
         hub.faults = []  # the network is well again: the same call goes on
-    download(hubs.remote(repository, file), path, threading.Event())
+    download(hubs.remote(*pinned), path, threading.Event())
     assert path.read_bytes() == data
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]
 
 
-def test_nothing_is_fetched_twice_after_a_cut(
-    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
-) -> None:
+def test_nothing_is_fetched_twice_after_a_cut(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path) -> None:
     hub.faults = [Fault("cut", 3)]
     download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert hub.sent() == len(data)
 
 
-def test_after_sigkill_only_the_rest_is_fetched(
-    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
-) -> None:
+def test_after_sigkill_only_the_rest_is_fetched(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path) -> None:
     hub.slow = 0.02
     code = (
         "import sys, threading; from pathlib import Path; from prepare import download, hub;"
         "download.SEGMENT = 400_000;"
         "r = hub.resolve('org/name', 'main', ('sample/10BT/000*',));"
-        "download.download(hub.remote(r, r.files[0]), Path(sys.argv[1]), threading.Event())"
+        "download.download(hub.remote('org/name', r.commit, r.files[0]), Path(sys.argv[1]), threading.Event())"
     )
     for _ in range(2):
         before = hub.sent()
@@ -115,7 +110,7 @@ def test_after_sigkill_only_the_rest_is_fetched(
 
 
 def test_a_moved_main_changes_nothing_that_was_pinned(
-    hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path
+    hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path
 ) -> None:
     hub.commit("org/name", {NAME: b"something else entirely"})
     download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
@@ -123,13 +118,13 @@ def test_a_moved_main_changes_nothing_that_was_pinned(
 
 
 def test_the_token_is_not_sent_to_another_host(
-    hub: LocalHub, pinned: tuple[Repository, HubFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: LocalHub, pinned: Pinned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert not any(asked.authorization for asked in hub.log)
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
-    repository = hubs.resolve("org/name", "main", ("sample/10BT/*",))
-    download(hubs.remote(repository, pinned[1]), tmp_path / "b.parquet", threading.Event())
+    hubs.resolve("org/name", "main", ("sample/10BT/*",))
+    download(hubs.remote(*pinned), tmp_path / "b.parquet", threading.Event())
     assert {asked.authorization for asked in hub.log if asked.where == "hub" and "resolve" in asked.path} == {
         "",
         "Bearer hf_canary",
@@ -137,27 +132,27 @@ def test_the_token_is_not_sent_to_another_host(
     assert not any(asked.authorization for asked in hub.log if asked.where == "cdn")  # it stays with the hub
 
 
-def test_the_listing(hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes) -> None:
-    repository, _ = pinned
-    assert [file.path for file in repository.files] == [f"sample/10BT/00{i}_00000.parquet" for i in range(5)]
+def test_the_listing(hub: LocalHub, pinned: Pinned, data: bytes) -> None:
+    repository = hubs.resolve("org/name", "main", ("sample/10BT/*.parquet",))
+    assert [file.name for file in repository.files] == [f"sample/10BT/00{i}_00000.parquet" for i in range(5)]
     assert repository.commit == next(iter(hub.repos["org/name"]))
     card = hubs.resolve("org/name", repository.commit, ("README.md",)).files[0]
     assert card.digest.startswith("git:")
 
 
-def test_a_small_file_is_checked_against_git(hub: LocalHub, pinned: tuple[Repository, HubFile], tmp_path: Path) -> None:
+def test_a_small_file_is_checked_against_git(hub: LocalHub, pinned: Pinned, tmp_path: Path) -> None:
     repository = hubs.resolve("org/name", "main", ("README.md",))
     file = repository.files[0]
-    download(hubs.remote(repository, file), tmp_path / "card", threading.Event())
-    assert matches(tmp_path / "card", file.size, file.digest)
+    download(hubs.remote("org/name", repository.commit, file), tmp_path / "card", threading.Event())
+    assert matches(tmp_path / "card", file.nbytes, file.digest)
     (tmp_path / "card").write_bytes(b"A card")
-    assert not matches(tmp_path / "card", file.size, file.digest)
+    assert not matches(tmp_path / "card", file.nbytes, file.digest)
 
 
 @pytest.mark.parametrize("status", ["429", "503"])
-def test_a_listing_is_asked_for_again(hub: LocalHub, pinned: tuple[Repository, HubFile], status: str) -> None:
+def test_a_listing_is_asked_for_again(hub: LocalHub, pinned: Pinned, status: str) -> None:
     hub.faults = [Fault(status, 2, "api")]
-    assert hubs.resolve("org/name", "main", ("sample/10BT/*",)) == pinned[0]
+    assert hubs.resolve("org/name", "main", ("sample/10BT/*",)).commit == pinned[1]
 
 
 def test_a_hub_that_never_answers(hub: LocalHub) -> None:
@@ -173,7 +168,7 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         hubs.resolve("org/name", "main", ("*",))
 
 
-def test_what_is_not_there_is_said(hub: LocalHub, pinned: tuple[Repository, HubFile]) -> None:
+def test_what_is_not_there_is_said(hub: LocalHub, pinned: Pinned) -> None:
     with pytest.raises(ConfigError, match="no dataset 'org/none'"):
         hubs.resolve("org/none", "main", ("*",))
     with pytest.raises(ConfigError, match="org/name: no revision 'dev'"):
@@ -193,7 +188,7 @@ def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         hubs.resolve("org/name", "main", ("*",))
 
 
-def test_a_full_disk(hub: LocalHub, pinned: tuple[Repository, HubFile], data: bytes, tmp_path: Path) -> None:
+def test_a_full_disk(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

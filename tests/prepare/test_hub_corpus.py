@@ -74,7 +74,7 @@ def test_only_the_files_that_are_needed_are_fetched(hub: LocalHub, tmp_path: Pat
 
 
 def test_a_broken_download_goes_on(hub: LocalHub, tmp_path: Path) -> None:
-    hub.faults = [Fault("503", 5)]
+    hub.faults = [Fault("503", -1)]
     with pytest.raises(NetworkError):
         prepare(tmp_path)
     hub.faults = [Fault("cut", 2), Fault("flip", 1)]
@@ -110,7 +110,8 @@ def test_offline_works_from_what_is_here(hub: LocalHub, tmp_path: Path, monkeypa
 def test_the_lock_says_what_was_asked(hub: LocalHub, tmp_path: Path) -> None:
     prepare(tmp_path, "tokens.max_tokens=1")
     lock = json.loads((tmp_path / "home" / "raw" / "web" / "lock.json").read_text())
-    assert lock["asked"] == {"kind": "hub", "repo": "org/web", "revision": "main", "files": "sample/*.parquet"}
+    asked = {"kind": "hub", "repo": "org/web", "revision": "main", "files": "sample/*.parquet", "val_files": ""}
+    assert lock["asked"] == asked
     assert [source["nbytes"] for source in lock["sources"]] == [
         len(data) for data in hub.repos["org/web"][lock["record"]["details"]["commit"]].values()
     ]

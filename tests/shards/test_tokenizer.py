@@ -37,7 +37,7 @@ def tokenizer(request: pytest.FixtureRequest, texts: list[str]) -> Tokenizer:
 
 
 def batches(texts: list[str]) -> list[Batch]:
-    return [_clean(list(texts))]
+    return [_clean((texts,))]
 
 
 @pytest.fixture(scope="module")

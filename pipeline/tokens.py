@@ -1,0 +1,91 @@
+"""The token folder that a recipe describes: what determines it, and how it begins."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.config import Recipe
+from pipeline.fingerprint import fingerprint, identity
+from pipeline.layout import Layout
+from prepare import parts, screen, vocabulary
+from prepare.builder import Job
+from prepare.encode import EngineName
+from prepare.sources import Corpus, Note
+from shards.errors import ConfigError, CorruptError
+from shards.interop import SUFFIXES as TOKEN_SUFFIXES
+from shards.manifest import MANIFEST, Manifest
+from shards.tokenizer import Tokenizer
+
+
+class TokenRecipe:
+    """The [corpus] and [tokens] tables of a recipe, and the corpus they name."""
+
+    def __init__(self, layout: Layout, recipe: Recipe, corpus: Corpus) -> None:
+        self.corpus, self.tokens, self.filters = corpus, recipe.tokens, screen.parse_filters(recipe.corpus.filters)
+        self._tokenizer = vocabulary.ready(self.tokens)
+        named = [(layout.tokens / name, Path(name).expanduser()) for name in self.tokens.forbid]
+        self._forbid = tuple((ours if ours.exists() else path).absolute() for ours, path in named)
+        forbidden = screen.forbidden_hashes(self._forbid)
+        self._forbidden = screen.digest_of(forbidden) if self._forbid else None
+        self._are_tokens = any(source.name.endswith(TOKEN_SUFFIXES) for source in corpus.sources)
+        if self._are_tokens and (self._tokenizer is None or self.filters):
+            raise ConfigError(
+                "the corpus is tokens, not text, and there is tokens.tokenizer=bpe or corpus.filters",
+                "a vocabulary is trained, and rows are filtered, on text",
+                "name the tokenizer that made them (gpt2, or a file) and no filters",
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything that determines the folder."""
+        record, tokens = self.corpus.record, self.tokens
+        return fingerprint(
+            {
+                "format": "millpond-tokens-1",
+                "corpus": {"kind": record.kind, "text_column": record.text_column},
+                "filters": [filter.text for filter in self.filters],
+                "sources": self.corpus.sources,
+                "tokenizer": vocabulary.recipe_of(tokens, self._tokenizer),
+                "options": {**identity(tokens), "tokenizer": self._tokenizer is None},
+                "forbidden": self._forbidden,
+            }
+        )
+
+    def published(self, folder: Path) -> Manifest | None:
+        """The manifest of `folder`, if there is one. CorruptError when it was made from something else."""
+        if not (folder / MANIFEST).exists():
+            return None
+        manifest = Manifest.read(folder)
+        if manifest.fingerprint != self.fingerprint:
+            raise CorruptError(
+                f"{folder / MANIFEST}: fingerprint {manifest.fingerprint}, the recipe's is {self.fingerprint}",
+                "the folder has the recipe's name and was made from something else",
+                f"move {folder} away and run again",
+            )
+        return manifest
+
+    def blank(self, folder: Path, note: Note) -> Manifest:
+        """The manifest that the folder begins with, its tokenizer made and saved there; `folder` exists."""
+        tokens = self.tokens
+        tokenizer = self._tokenizer or self._train(note)
+        return Manifest(
+            fingerprint=self.fingerprint,
+            corpus=self.corpus.record,
+            sources=self.corpus.sources,
+            tokenizer=vocabulary.save(tokenizer, folder),
+            placement=None if self._are_tokens else tokens.eot,
+            val_fraction=tokens.val_fraction,
+            filters=[filter.text for filter in self.filters],
+            dedup=tokens.dedup,
+            forbidden=self._forbidden,
+            part_tokens=tokens.part_tokens,
+            parts=[],
+        )
+
+    def job(self, folder: Path, manifest: Manifest, engine: EngineName) -> Job:
+        """What building its parts needs to know."""
+        return Job(folder=folder, manifest=manifest, engine=engine, forbid=self._forbid)
+
+    def _train(self, note: Note) -> Tokenizer:
+        note(f"training a byte-pair vocabulary of {self.tokens.vocab_size:,}")
+        texts = parts.read_all(self.corpus, self.tokens.part_tokens, self.filters)
+        return vocabulary.train_bpe(texts, self.tokens.vocab_size)

@@ -1,0 +1,103 @@
+"""Which documents stay out: filters on a row's columns, documents that came before, documents that are forbidden."""
+
+import hashlib
+import operator
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ConfigError
+from shards.reader import TokenFolder
+
+LENGTH = "len(text)"  # in characters; the one name in a filter that is no column
+
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_FILTER = re.compile(r"""\s*(len\(text\)|[\w.-]+)\s*(>=|<=|==|!=|>|<)\s*(?:(-?\d+(?:\.\d+)?)|"([^"]*)")\s*""")
+
+
+class Filter(NamedTuple):
+    """One condition that a row must meet: `int_score >= 3`, `language == "en"`, `len(text) >= 200`."""
+
+    text: str
+    column: str
+    holds: Callable[[Any, Any], bool]
+    value: float | str
+
+    def keeps(self, values: Iterable[Any]) -> NDArray[np.bool_]:
+        """For each value whether it meets the condition; null never does. ConfigError when it cannot be compared."""
+        try:
+            kept = [value is not None and self.holds(value, self.value) for value in values]
+        except TypeError as error:
+            raise ConfigError(
+                f"corpus.filters: {self.text!r} compares column {self.column!r} with {self.value!r}: {error}",
+                'numbers are compared with numbers, text with text in quotes: language == "en"',
+                "mend the filter",
+            ) from error
+        return np.array(kept, np.bool_)
+
+
+def parse_filters(texts: Iterable[str]) -> list[Filter]:
+    """The filters that `texts` spell. ConfigError for one that cannot be read."""
+    found = []
+    for text in texts:
+        match = _FILTER.fullmatch(text)
+        if match is None:
+            raise ConfigError(
+                f"corpus.filters: {text!r} is no condition",
+                'one is COLUMN OPERATOR VALUE, as in int_score >= 3, language == "en" or len(text) >= 200',
+                "mend the filter",
+            )
+        column, sign, number, word = match.groups()
+        found.append(Filter(text.strip(), column, _COMPARISONS[sign], word if number is None else float(number)))
+    return found
+
+
+class Screen:
+    """What is dropped by its hash: `forbidden` documents, those that came `before`, and repetitions if `dedup`.
+
+    `forbidden` and `before` are sorted uint64 arrays of xxh3-64 hashes.
+    """
+
+    def __init__(self, forbidden: NDArray[np.uint64], before: NDArray[np.uint64], *, dedup: bool) -> None:
+        self._forbidden, self._before = forbidden, before
+        self._seen: set[int] | None = set() if dedup else None
+
+    def __call__(self, hashes: NDArray[np.uint64]) -> list[tuple[str, NDArray[np.bool_]]]:
+        """For each reason which of the documents it drops; every document has at most one."""
+        forbidden = contains(self._forbidden, hashes)
+        repeated = contains(self._before, hashes) & ~forbidden
+        if self._seen is not None:
+            for i, key in enumerate(hashes.tolist()):
+                repeated[i] |= key in self._seen and not forbidden[i]
+                self._seen.add(key)
+        return [("forbidden", forbidden), ("duplicate", repeated)]
+
+
+def contains(table: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """For each of `hashes` whether it is in the sorted `table`."""
+    if not len(table):
+        return np.zeros(len(hashes), np.bool_)
+    at = np.minimum(np.searchsorted(table, hashes), len(table) - 1)
+    return np.asarray(table[at] == hashes)
+
+
+def forbidden_hashes(folders: Iterable[Path]) -> NDArray[np.uint64]:
+    """The sorted hashes of every validation document of these token folders."""
+    found = [shard.documents["hash"] for path in folders for shard in TokenFolder(path).shards("val")]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+
+
+def digest_of(hashes: NDArray[np.uint64]) -> str:
+    """The sha256 of a list of hashes, for a fingerprint."""
+    return hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()

@@ -1,24 +1,21 @@
 """What a Hub dataset repository holds, at one commit: `main` is resolved once, and everything after names the commit.
 
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean everywhere. The token goes to the Hub's own hosts,
-and to another endpoint only when MILLPOND_TRUST_ENDPOINT=1 says so.
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean everywhere.
 """
 
-import os
 import random
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from prepare.download import BACKOFF, RETRIED, TRIES, Remote
 from shards.errors import ConfigError, NetworkError
+from shards.hub_access import endpoint, is_offline, token
 from shards.manifest import SourceRecord
 
 T = TypeVar("T")
-OWN_HOSTS = ("huggingface.co", "hf.co")
 
 
 class Repository(NamedTuple):
@@ -30,25 +27,6 @@ class Repository(NamedTuple):
     commit: str
     licence: str
     files: list[SourceRecord]
-
-
-def endpoint() -> str:
-    """Where the Hub is."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def token() -> str | None:
-    """The user's token, if the endpoint may have it."""
-    from huggingface_hub import get_token
-
-    host = urlsplit(endpoint()).hostname or ""
-    own = host in OWN_HOSTS or host.endswith(tuple(f".{name}" for name in OWN_HOSTS))
-    return get_token() if own or os.environ.get("MILLPOND_TRUST_ENDPOINT") == "1" else None
 
 
 def resolve(repo: str, revision: str, patterns: tuple[str, ...]) -> Repository:

@@ -13,6 +13,7 @@ from prepare import hub
 from prepare.download import Remote, download, matches
 from shards.atomic import make_folder, sweep
 from shards.errors import CorruptError, NetworkError
+from shards.hub_access import is_offline
 from shards.manifest import CorpusRecord, SourceRecord
 
 try:
@@ -135,7 +136,7 @@ class HubCorpus(Corpus):
         source, path = self.sources[i], self._paths[i]
         if (found := self._find(i)) is not None:
             return found
-        if hub.is_offline():
+        if is_offline():
             raise NetworkError(
                 f"{source.name} of {self.record.details['repo']} is not here, and HF_HUB_OFFLINE is set",
                 "",

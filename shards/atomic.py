@@ -44,6 +44,16 @@ def move(path: Path, to: Path) -> None:
         raise from_os_error(error, path, "moved") from error
 
 
+def publish_file(temp: Path, path: Path) -> None:
+    """Give the finished file `temp`, on the same disk, the name `path`, durably, replacing what was there."""
+    try:
+        _sync(temp)
+        temp.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise from_os_error(error, path, "published") from error
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     try:

@@ -5,16 +5,21 @@ import hashlib
 import json
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from hub_uploads import Uploads
 
 STALL_SECONDS = 1.0
 
 
 @dataclass
 class Fault:
-    """What goes wrong in the next `times` answers of `where` ("api", "resolve" or "cdn"); -1 is for ever."""
+    """What goes wrong in the next `times` answers of `where`; -1 is for ever.
+
+    `where`: "api", "resolve", "cdn", and of an upload "upload" (the bytes) or "commit".
+    """
 
     kind: str
     times: int
@@ -30,7 +35,8 @@ class Fault:
 
 @dataclass
 class Asked:
-    """One request: which server, method, path, Range, Authorization, and the bytes of body it was answered with."""
+    """One request: which server, method, path, Range, Authorization, and the bytes of file it was answered with or
+    brought."""
 
     where: str
     method: str
@@ -38,6 +44,7 @@ class Asked:
     range: str
     authorization: str
     sent: int = 0
+    received: int = 0
 
 
 @dataclass
@@ -47,6 +54,8 @@ class LocalHub:
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     log: list[Asked] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)  # what was uploaded, by sha256
+    visibility: dict[str, str] = field(default_factory=dict)  # of the repositories that an upload made
     page_size: int = 3
     slow: float = 0.0  # seconds before each 64 KiB of body
 
@@ -84,9 +93,14 @@ class LocalHub:
         """Bytes of file bodies that left the CDN."""
         return sum(asked.sent for asked in self.log if asked.where == "cdn")
 
+    def received(self) -> int:
+        """Bytes of file bodies that came to the CDN."""
+        return sum(asked.received for asked in self.log)
 
-class _Handler(BaseHTTPRequestHandler):
+
+class _Handler(Uploads):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for the client's acknowledgement
     hub: LocalHub
     where: str
 
@@ -96,13 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_GET
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        self.answer(parse_qs(body))
+        self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
-    def answer(self, form: dict[str, list[str]] | None = None) -> None:
+    def answer(self, body: bytes = b"") -> None:
         url = urlsplit(self.path)
         asked = Asked(
             self.where,
@@ -112,10 +125,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.headers.get("Authorization", ""),
         )
         self.hub.log.append(asked)
-        if self.where == "cdn":
+        if self.command == "PUT":
+            self.receive(asked)
+        elif self.command == "POST" and self.serve_upload(unquote(url.path), body):
+            pass
+        elif self.where == "cdn":
             self.serve_bytes(asked)
         elif url.path.startswith("/api/datasets/"):
-            self.serve_api(unquote(url.path.removeprefix("/api/datasets/")), parse_qs(url.query), form)
+            self.serve_api(
+                unquote(url.path.removeprefix("/api/datasets/")), parse_qs(url.query), parse_qs(body.decode())
+            )
         elif url.path.startswith("/datasets/"):
             self.serve_resolve(unquote(url.path.removeprefix("/datasets/")))
         else:
@@ -124,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
     def fault(self, where: str) -> Fault | None:
         return next((fault for fault in self.hub.faults if fault.take(where)), None)
 
-    def serve_api(self, path: str, query: dict[str, list[str]], form: dict[str, list[str]] | None) -> None:
+    def serve_api(self, path: str, query: dict[str, list[str]], form: dict[str, list[str]]) -> None:
         fault = self.fault("api")
         if fault is not None:
             return self.reply(int(fault.kind), {"error": "injected"}, {"Retry-After": fault.retry_after})
@@ -150,9 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             }
             return self.reply(200, {**info, "lastModified": "2026-01-01T00:00:00.000Z", "downloads": 0, "likes": 0})
         if rest[0] == "paths-info":
-            return self.reply(
-                200, [entry(name, files[name]) for name in (form or {}).get("paths", []) if name in files]
-            )
+            return self.reply(200, [entry(name, files[name]) for name in form.get("paths", []) if name in files])
         folder = "/".join(rest[2:])
         names = [name for name in sorted(files) if not folder or name.startswith(folder + "/")]
         if not names:

@@ -1,0 +1,294 @@
+"""Folders that travel come to the same bytes, or to an error that names the file; never to anything in between."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import msgspec
+import pytest
+from harness import complains, tree
+from local_hub import Fault, LocalHub
+
+from shards import CorruptError, Manifest, NetworkError, RefusedError, TokenFolder, verify
+from shards import place as places
+from shards.card import card
+from shards.share import pull, push
+
+# huggingface_hub hands files to its HTTP library in a way that the library no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+
+MEMORY = "memory://bucket/tokens"
+HUB = "hf://datasets/org/tokens"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with LocalHub() as local:
+        monkeypatch.setenv("HF_ENDPOINT", local.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_canary")
+        monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield local
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(places, "BACKOFF", 0.001)
+    yield
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def small(tiny_folder: Path, tmp_path: Path) -> Path:
+    """The first part of the tiny folder, as it was before it grew."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    manifest = Manifest.read(tiny_folder)
+    manifest = msgspec.structs.replace(manifest, parts=manifest.parts[:1], complete=False)
+    for name, _ in manifest.files():
+        shutil.copyfile(tiny_folder / name, folder / name)
+    manifest.write(folder)
+    return folder
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def without_card(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(folder).items() if name != "README.md"}
+
+
+def url_of(kind: str, tmp_path: Path) -> str:
+    return {"path": str(tmp_path / "there"), "file": f"file://{tmp_path}/there", "memory": MEMORY, "hub": HUB}[kind]
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "memory", "hub"])
+def test_there_and_back(hub: LocalHub, tiny_folder: Path, tmp_path: Path, kind: str) -> None:
+    url, here = url_of(kind, tmp_path), tmp_path / "here"
+    push(tiny_folder, url, quiet)
+    manifest = pull(url, here, quiet)
+    assert without_card(here) == tree(tiny_folder)
+    assert (here / "README.md").read_text() == card(manifest, f"tiny-{manifest.fingerprint[:8]}")
+    assert verify(here) == []
+    assert TokenFolder(here).manifest == manifest == Manifest.read(tiny_folder)
+    said: list[str] = []
+    push(here, url, said.append)
+    assert pull(url, here, said.append) == manifest
+    assert said == [f"{url}: already whole", f"{here}: already whole, {len(manifest.parts)} parts"]
+
+
+def test_a_folder_in_a_dataset_at_a_commit(hub: LocalHub, tiny_folder: Path, small: Path, tmp_path: Path) -> None:
+    push(small, f"{HUB}/gpt2/small", quiet)
+    commit = list(hub.repos["org/tokens"])[-1]
+    push(tiny_folder, f"{HUB}/gpt2/small", quiet)
+    assert len(pull(f"hf://org/tokens@{commit}/gpt2/small", tmp_path / "then", quiet).parts) == 1
+    assert len(pull(f"{HUB}@main/gpt2/small/", tmp_path / "now", quiet).parts) > 1
+
+
+def test_a_new_dataset_is_private(hub: LocalHub, tiny_folder: Path) -> None:
+    push(tiny_folder, HUB, quiet)
+    assert hub.visibility == {"org/tokens": "private"}
+
+
+def test_the_token_goes_to_trusted_hosts_alone(
+    hub: LocalHub, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(tiny_folder, HUB, quiet)
+    pull(HUB, tmp_path / "trusted", quiet)
+    assert {asked.where for asked in hub.log if asked.authorization} == {"hub"}  # never the CDN
+    assert {asked.where for asked in hub.log} == {"hub", "cdn"}
+    hub.log.clear()
+    monkeypatch.delenv("MILLPOND_TRUST_ENDPOINT")
+    pull(HUB, tmp_path / "here", quiet)
+    with complains(
+        RefusedError,
+        f"{HUB}: HF_ENDPOINT is {hub.url}, and a push would give it your token",
+        "the token goes to the Hub's own hosts alone",
+        "to mend: set MILLPOND_TRUST_ENDPOINT=1 if you trust that host, or log out and unset HF_TOKEN",
+    ):
+        push(tiny_folder, HUB, quiet)
+    assert not [asked for asked in hub.log if asked.authorization]
+
+
+def test_after_sigkill_only_the_rest_is_fetched(hub: LocalHub, tiny_folder: Path, tmp_path: Path) -> None:
+    push(tiny_folder, HUB, quiet)
+    whole = sum(len(data) for name, data in tree(tiny_folder).items() if not name.endswith(".json"))
+    code = (
+        "import sys; from pathlib import Path; from shards import place, share;"
+        "place.CHUNK = 8192; share.pull(sys.argv[1], Path(sys.argv[2]), print)"
+    )
+    here = tmp_path / "here"
+    hub.slow = 0.05
+    for _ in range(2):
+        before = hub.sent()
+        process = subprocess.Popen([sys.executable, "-c", code, HUB, str(here)], stdout=subprocess.DEVNULL)
+        while hub.sent() < before + whole // 5:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (here / "manifest.json").exists()
+    hub.slow = 0.0
+    pull(HUB, here, quiet)
+    assert hub.sent() <= whole + 2 * 4 * 8192  # what was on its way when the kill came
+    assert without_card(here) == tree(tiny_folder)
+
+
+@pytest.mark.parametrize("name", ["train-00001.bin", "val-00000.docs.npy", "tokenizer.tiktoken"])
+def test_a_flipped_byte_on_the_other_side_is_found(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    push(tiny_folder, str(tmp_path / "there"), quiet)
+    there, here = tmp_path / "there" / name, tmp_path / "here"
+    data = there.read_bytes()
+    there.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    expected = dict(Manifest.read(tiny_folder).files())[name]
+    with pytest.raises(CorruptError) as caught:
+        pull(str(tmp_path / "there"), here, quiet)
+    assert f"{there}: 3 times the wrong bytes: got sha256 " in caught.value.what
+    assert caught.value.what.endswith(f"expected {expected}")
+    assert not (here / "manifest.json").exists()
+    assert not (here / name).exists()
+    there.write_bytes(data)
+    pull(str(tmp_path / "there"), here, quiet)
+    assert without_card(here) == tree(tiny_folder)
+
+
+def test_wrong_bytes_on_the_way_are_fetched_again(hub: LocalHub, tiny_folder: Path, tmp_path: Path) -> None:
+    push(tiny_folder, HUB, quiet)
+    hub.faults = [Fault("flip", 2), Fault("ignore-range", 1), Fault("503", 1)]
+    pull(HUB, tmp_path / "here", quiet)
+    assert without_card(tmp_path / "here") == tree(tiny_folder)
+
+
+def test_pulling_again_mends_what_was_damaged_here(tiny_folder: Path, tmp_path: Path) -> None:
+    push(tiny_folder, MEMORY, quiet)
+    here = tmp_path / "here"
+    pull(MEMORY, here, quiet)
+    data = (here / "train-00000.bin").read_bytes()
+    (here / "train-00000.bin").write_bytes(data[:-1] + b"\xff")
+    (here / "val-00001.docs.npy").unlink()
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    (here / "train-00001.bin").unlink()
+    (here / "train-00001.bin").symlink_to(outside)  # as large as it likes to be: it is no file of ours
+    said: list[str] = []
+    pull(MEMORY, here, said.append)
+    assert sorted(line.split()[0] for line in said[:-1]) == ["train-00000.bin", "train-00001.bin", "val-00001.docs.npy"]
+    assert without_card(here) == tree(tiny_folder)
+    assert outside.read_bytes() == b"mine"
+
+
+def test_only_the_first_parts_then_the_others(hub: LocalHub, tiny_folder: Path, small: Path, tmp_path: Path) -> None:
+    push(tiny_folder, HUB, quiet)
+    here = tmp_path / "here"
+    first = pull(HUB, here, quiet, parts=1)
+    assert without_card(here) == tree(small)
+    assert (here / "README.md").read_text() == card(first, f"tiny-{first.fingerprint[:8]}")
+    assert verify(here) == []
+    before = hub.sent()
+    pull(HUB, here, quiet)
+    assert without_card(here) == tree(tiny_folder)
+    assert hub.sent() - before < sum(len(data) for name, data in tree(tiny_folder).items() if "00000" not in name)
+    assert pull(HUB, here, quiet, parts=1) == Manifest.read(tiny_folder)  # never shrinks what is here
+
+
+@pytest.mark.parametrize("fault", ["503", "cut"])
+def test_a_broken_push_sends_only_the_rest(
+    hub: LocalHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(places, "BATCH_FILES", 4)
+    monkeypatch.setattr(places, "TRIES", 1)
+    send = places.HubPlace._commit
+    commits: list[int] = []
+
+    def breaks(place: places.HubPlace, additions: list[Any], message: str) -> None:
+        commits.append(len(additions))
+        if len(commits) == 2:
+            hub.faults = [Fault("404", 1, "upload")]
+        send(place, additions, message)
+
+    monkeypatch.setattr(places.HubPlace, "_commit", breaks)
+    with pytest.raises(NetworkError):
+        push(tiny_folder, HUB, quiet)
+    assert "manifest.json" not in list(hub.repos["org/tokens"].values())[-1]
+    assert hub.received() > 0
+    hub.faults = [Fault(fault, 1, "upload")]  # this one passes
+    push(tiny_folder, HUB, quiet)
+    puts = [asked for asked in hub.log if asked.method == "PUT"]
+    assert len(puts) == len(hub.objects) + 2  # each object once, and the two that met a fault twice
+    newest = list(hub.repos["org/tokens"].values())[-1]
+    assert {name: newest[name] for name in tree(tiny_folder)} == tree(tiny_folder)
+
+
+@pytest.mark.parametrize("kind", ["path", "memory", "hub"])
+def test_growth_sends_only_the_new_parts(
+    hub: LocalHub, tiny_folder: Path, small: Path, tmp_path: Path, kind: str
+) -> None:
+    url = url_of(kind, tmp_path)
+    push(small, url, quiet)
+    said: list[str] = []
+    push(tiny_folder, url, said.append)
+    new = sorted(tree(tiny_folder).keys() - tree(small).keys())
+    assert sorted(line.split()[0] for line in said[:-1]) == new
+    assert said[-1] == f"{url}: whole, {len(new)} of {len(tree(tiny_folder)) - 1} files were sent"
+    push(small, url, said.append)
+    assert said[-1].endswith("this folder 1: nothing to send")
+    pull(url, tmp_path / "here", quiet)
+    assert without_card(tmp_path / "here") == tree(tiny_folder)
+
+
+def test_a_shard_cut_short_over_there_is_sent_again(tiny_folder: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    push(tiny_folder, str(there), quiet)
+    (there / "manifest.json").unlink()
+    data = (there / "val-00001.bin").read_bytes()
+    (there / "val-00001.bin").write_bytes(data[: len(data) // 2])
+    said: list[str] = []
+    push(tiny_folder, str(there), said.append)
+    assert [line.split()[0] for line in said[:-1]] == ["val-00001.docs.npy", "val-00001.bin"]
+    assert without_card(there) == tree(tiny_folder)
+
+
+def test_a_readme_that_somebody_wrote_is_kept(tiny_folder: Path, small: Path, tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    push(small, str(there), quiet)
+    pull(str(there), here, quiet)
+    push(tiny_folder, str(there), quiet)
+    manifest = pull(str(there), here, quiet)
+    ours = card(manifest, f"tiny-{manifest.fingerprint[:8]}")
+    assert (there / "README.md").read_text() == (here / "README.md").read_text() == ours  # both were ours, and grew
+    (there / "README.md").write_text("my own words")
+    said: list[str] = []
+    push(tiny_folder, str(there), said.append)
+    assert said[0] == f"{there}/README.md differs and is kept: change it there"
+    assert (there / "README.md").read_text() == "my own words"
+    pull(str(there), tmp_path / "other", quiet)
+    assert (tmp_path / "other" / "README.md").read_text() == "my own words"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("hf://models/org/name", "ConfigError", "not a dataset of the Hub"),
+        ("hf://name", "ConfigError", "not a dataset of the Hub"),
+        ("nonsense://x", "ConfigError", "nonsense"),
+        ("hf://datasets/org/nothing", "NetworkError", "404"),
+        ("memory://nothing", "ConfigError", r"manifest\.json: no such file"),
+    ],
+)
+def test_addresses_that_lead_nowhere(hub: LocalHub, tmp_path: Path, url: str, kind: str, message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        pull(url, tmp_path / "here", quiet)
+    assert type(caught.value).__name__ == kind
+    assert not (tmp_path / "here").exists()

@@ -48,8 +48,8 @@ def _source(manifest: Manifest) -> str:
     if repo and commit:
         origin = f"[{repo}](https://huggingface.co/datasets/{repo}/tree/{commit}) at commit `{commit}`"
     return f"""Token shards for training language models, made by millpond from {origin}.
-Source files: {len(manifest.sources):,}, of each the column or field `{_line(corpus.text_column)}`. The sha256 of every
-file, there and here, is in `manifest.json`.
+Source files: {len(manifest.sources):,}; column or field: `{_line(corpus.text_column)}`. `manifest.json` has the sha256
+of every file, there and here.
 
 - **Tokenizer**: {_line(tokenizer.name)}, {tokenizer.vocab_size:,} tokens; it lies in this folder.
   End-of-text is {tokenizer.eot} and stands {manifest.placement} each document.
@@ -68,13 +68,15 @@ def _counts(manifest: Manifest) -> str:
         rows.append(f"| {label} | {train:,} | {val:,} |")
     tokens = manifest.tokens("train") + manifest.tokens("val")
     per_token = f"{counts.text_bytes / tokens:.3f}" if tokens else "no"
+    parts = "part" if len(manifest.parts) == 1 else "parts"
     whole = "the whole corpus" if manifest.complete else "the beginning of the corpus"
-    return (
-        "\n".join(rows) + f"\n\n{counts.text_bytes:,} bytes of text, {per_token} bytes per token, "
-        f"in {len(manifest.parts)} {'part' if len(manifest.parts) == 1 else 'parts'}: {whole}. "
-        f"Of {counts.rows:,} rows, {counts.null + counts.empty:,} had no text and were dropped; "
-        f"{counts.repaired:,} had invalid Unicode, which was replaced.\n"
-    )
+    table = "\n".join(rows)
+    return f"""{table}
+
+{counts.text_bytes:,} bytes of text, {per_token} bytes per token, in {len(manifest.parts):,} {parts}: {whole}.
+Of {counts.rows:,} rows, {counts.null + counts.empty:,} had no text and were dropped; {counts.repaired:,} had invalid
+Unicode, which was replaced.
+"""
 
 
 def _use(manifest: Manifest) -> str:

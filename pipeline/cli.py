@@ -1,21 +1,18 @@
 """The command line. No logic lives here: a verb reads its options, calls one function and prints what comes back."""
 
-import json
 import logging
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_shards import shards
+from pipeline.options import as_json, home, pipeline_of, print_json, terminal
 from shards.errors import HostError, Interrupted, MillpondError
 
 if TYPE_CHECKING:
     from pipeline.stages import Pipeline
-    from pipeline.terminal import Terminal
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Failed(click.ClickException):
@@ -27,7 +24,7 @@ class _Failed(click.ClickException):
         self.exit_code = error.exit_code  # type: ignore[misc]  # click calls it a class variable and reads the instance
 
     def show(self, file: Any = None) -> None:
-        _terminal().error(self.message, self.word)
+        terminal().error(self.message, self.word)
 
 
 class _Main(click.Group):
@@ -60,34 +57,45 @@ _config = click.argument("config", default="demo")
 _run = click.argument("run", default="demo")
 _set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
 _force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
 
-
-def _home(command: F) -> F:
-    return click.option(
-        "--home",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("data"),
-        envvar="MILLPOND_HOME",
-        show_default=True,
-        help="Where shards and runs are kept (also MILLPOND_HOME).",
-    )(command)
+main.add_command(shards)
 
 
 @main.command()
 @_config
 @_set
-@_home
-def prepare(config: str, settings: tuple[str, ...], home: Path) -> None:
+@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+@home
+def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -> None:
     """Text in, verified token shards out: fetch, tokenize, verify."""
-    _pipeline(config, settings, home)[1].prepare()
+    pipeline = _pipeline(config, settings, home)[1]
+    if dry_run:
+        _print_plan(pipeline)
+    else:
+        pipeline.prepare()
+
+
+@main.command()
+@_config
+@_set
+@as_json
+@home
+def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> None:
+    """What preparing will take, before it begins: files, bytes, disk, time."""
+    pipeline = _pipeline(config, settings, home)[1]
+    if as_json:
+        from pipeline.plan import plan as expect
+
+        print_json(expect(pipeline)._asdict())
+    else:
+        _print_plan(pipeline)
 
 
 @main.command()
 @_config
 @_set
 @_force
-@_home
+@home
 def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Bring the corpus's files to disk, hash them and pin them."""
     pipeline = _pipeline(config, settings, home)[1]
@@ -98,7 +106,7 @@ def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> No
 @_config
 @_set
 @_force
-@_home
+@home
 def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Encode the corpus into a token folder."""
     pipeline = _pipeline(config, settings, home)[1]
@@ -109,7 +117,7 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 @_config
 @_set
 @_force
-@_home
+@home
 def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Compare every byte of the token folder with its manifest."""
     pipeline = _pipeline(config, settings, home)[1]
@@ -121,7 +129,7 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @click.option("--name", metavar="RUN", help="The run's name [default: the config's].")
 @click.option("--fresh", is_flag=True, help="Start the run over; what it has is set aside.")
 @_set
-@_home
+@home
 def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
     preset, pipeline = _pipeline(config, settings, home)
@@ -133,8 +141,8 @@ def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...],
 @click.option(
     "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
 )
-@_as_json
-@_home
+@as_json
+@home
 def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
     """The newest checkpoint's validation loss."""
     from pipeline import runs
@@ -142,7 +150,7 @@ def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
 
     found = runs.evaluate(Layout(home), run, tokens)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     click.echo(
         f"{run}, step {found['step']:,}: {found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
@@ -166,7 +174,7 @@ def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
 )
-@_home
+@home
 def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, home: Path) -> None:
     """Text from the newest checkpoint."""
     from pipeline import runs
@@ -177,8 +185,8 @@ def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, ho
 
 
 @main.command()
-@_as_json
-@_home
+@as_json
+@home
 def status(as_json: bool, home: Path) -> None:
     """What is there: token folders and runs."""
     from pipeline.layout import Layout
@@ -186,12 +194,12 @@ def status(as_json: bool, home: Path) -> None:
 
     found = look(Layout(home))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     if not found["tokens"] and not found["runs"]:
         click.echo(f"nothing under {home} yet: millpond train")
     for row in found["tokens"]:
-        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if "train_tokens" in row else ""
+        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if row["tokenizer"] else ""
         click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
     for row in found["runs"]:
         loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
@@ -200,8 +208,8 @@ def status(as_json: bool, home: Path) -> None:
 
 
 @main.command()
-@_as_json
-@_home
+@as_json
+@home
 def doctor(as_json: bool, home: Path) -> None:
     """Is this machine fit for it?"""
     from pipeline.doctor import as_json as to_json
@@ -210,7 +218,7 @@ def doctor(as_json: bool, home: Path) -> None:
 
     checks = examine(Layout(home))
     if as_json:
-        _print_json(to_json(checks))
+        print_json(to_json(checks))
     else:
         for check in checks:
             click.echo(f"{check.state:<8} {check.name:<9} {check.found}")
@@ -222,25 +230,20 @@ def doctor(as_json: bool, home: Path) -> None:
 
 def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str, Pipeline]":
     from pipeline.config import load
-    from pipeline.layout import Layout
-    from pipeline.stages import Pipeline
 
     name, recipe = load(config, settings)
-    return name, Pipeline(Layout(home), config, recipe, _terminal())
+    return name, pipeline_of(config, recipe, home)
 
 
-def _terminal() -> "Terminal":
-    from pipeline.terminal import Terminal
+def _print_plan(pipeline: "Pipeline") -> None:
+    from pipeline.plan import lines, plan
 
-    return Terminal()
+    for line in lines(plan(pipeline)):
+        click.echo(line)
 
 
 def _terminated(signum: int, _frame: object) -> None:
     raise Interrupted(signum, "what was sealed before is kept")
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING
 import msgspec
 from filelock import FileLock, Timeout
 
-from pipeline import receipt, runs
+from pipeline import folders, receipt, runs
 from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
 from shards.atomic import make_folder, move, sha256_of, sweep
-from shards.errors import CorruptError, DiskError, RefusedError
+from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 from train.config import step_count
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.encode import EngineName
-    from prepare.estimate import Estimate
     from prepare.sources import Corpus
 
 
@@ -72,6 +71,7 @@ class Pipeline:
     def tokenize(self, corpus: "Corpus", *, force: bool = False) -> Path:
         """The corpus's token folder, holding at least `max_tokens`."""
         from pipeline.tokens import TokenRecipe
+        from prepare import estimate
         from prepare.build import tokenize
 
         tokens, wanted = self.recipe.tokens, TokenRecipe(self.layout, self.recipe, corpus)
@@ -86,7 +86,10 @@ class Pipeline:
                 return folder
             began = time.perf_counter()
             manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
-            expected = self._expect(corpus, manifest, folder)
+            expected = wanted.expect(folder, manifest.parts, footers=False)
+            if shutil.disk_usage(folder).free < estimate.AMPLE * expected.peak:
+                expected = wanted.expect(folder, manifest.parts, footers=True)
+            estimate.require_space(expected, self.layout.home)
             job = wanted.job(folder, manifest, self._engine())
             workers = tokens.workers or cores()
             with self.terminal.tokens(expected.tokens) as advance:
@@ -106,20 +109,6 @@ class Pipeline:
             self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}, {seconds:.1f} s, {rate:.1f} Mtok/s")
             _report_losses(self.terminal, manifest)
         return folder
-
-    def _expect(self, corpus: "Corpus", manifest: Manifest, folder: Path) -> "Estimate":
-        """What tokenizing will take; DiskError when there is no room for it."""
-        from prepare import estimate
-
-        def look(*, footers: bool) -> "Estimate":
-            keep_raw, max_tokens = self.recipe.corpus.keep_raw, self.recipe.tokens.max_tokens
-            return estimate.estimate(corpus, manifest, folder, max_tokens, keep_raw=keep_raw, footers=footers)
-
-        expected = look(footers=False)
-        if shutil.disk_usage(folder).free < estimate.AMPLE * expected.peak:
-            expected = look(footers=True)
-        estimate.require_space(expected, self.layout.home)
-        return expected
 
     def verify(self, folder: Path, *, force: bool = False) -> None:
         """Every byte of the token folder compared with its manifest, once for each manifest."""
@@ -146,8 +135,18 @@ class Pipeline:
         self.terminal.stage("verify", folder.name + what, done=done)
 
     def prepare(self) -> Path:
-        """fetch, tokenize, verify."""
-        folder = self.tokenize(self.fetch())
+        """fetch, tokenize, verify; or the token folder that the recipe names, verified."""
+        if self.recipe.tokens.folder:
+            folder = folders.find(self.layout, self.recipe.tokens.folder)
+            if folder.parent != self.layout.tokens:
+                raise ConfigError(
+                    f"tokens.folder: {folder} is not under {self.layout.tokens}",
+                    "runs find their tokens there",
+                    f"millpond shards pull {folder}",
+                )
+            self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
+        else:
+            folder = self.tokenize(self.fetch())
         self.verify(folder)
         return folder
 

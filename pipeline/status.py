@@ -5,35 +5,18 @@ from typing import Any
 
 import msgspec
 
+from pipeline import folders
 from pipeline.layout import Layout, RunPaths
-from shards.errors import MillpondError
-from shards.manifest import Manifest
 
 TAIL_BYTES = 1 << 16
 
 
 def status(layout: Layout) -> dict[str, list[dict[str, Any]]]:
     """Every token folder and every run under the home. What cannot be read says so in its own row."""
-    folders = [path for path in sorted(layout.tokens.glob("*")) if path.is_dir()]
     runs = sorted(path.parent for path in layout.runs.glob("*/run.toml"))
-    return {"tokens": [_folder(path) for path in folders], "runs": [_run(RunPaths(path)) for path in runs]}
-
-
-def _folder(path: Path) -> dict[str, Any]:
-    if not (path / "manifest.json").exists():
-        sealed = len(list((path / ".parts").glob("*.json")))
-        return {"folder": path.name, "state": f"unfinished, {sealed} parts sealed"}
-    try:
-        manifest = Manifest.read(path)
-    except MillpondError as error:
-        return {"folder": path.name, "state": "damaged", "error": error.what}
     return {
-        "folder": path.name,
-        "state": "complete" if manifest.complete else "grows with max_tokens",
-        "train_tokens": manifest.tokens("train"),
-        "val_tokens": manifest.tokens("val"),
-        "parts": len(manifest.parts),
-        "tokenizer": manifest.tokenizer.name,
+        "tokens": [row._asdict() for row in folders.table(layout)],
+        "runs": [_run(RunPaths(path)) for path in runs],
     }
 
 

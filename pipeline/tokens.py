@@ -6,28 +6,32 @@ from pathlib import Path
 from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.layout import Layout
-from prepare import parts, screen, vocabulary
+from prepare import estimate, parts, screen, vocabulary
 from prepare.builder import Job
 from prepare.encode import EngineName
 from prepare.sources import Corpus, Note
 from shards.errors import ConfigError, CorruptError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
-from shards.manifest import MANIFEST, Manifest
+from shards.manifest import MANIFEST, Manifest, PartRecord
 from shards.tokenizer import Tokenizer
 
 
 class TokenRecipe:
-    """The [corpus] and [tokens] tables of a recipe, and the corpus they name."""
+    """The [corpus] and [tokens] tables of a recipe, and the corpus they name.
+
+    `tokenizer` is None until a vocabulary is trained.
+    """
 
     def __init__(self, layout: Layout, recipe: Recipe, corpus: Corpus) -> None:
         self.corpus, self.tokens, self.filters = corpus, recipe.tokens, screen.parse_filters(recipe.corpus.filters)
-        self._tokenizer = vocabulary.ready(self.tokens)
+        self._keep_raw = recipe.corpus.keep_raw
+        self.tokenizer = vocabulary.ready(self.tokens)
         named = [(layout.tokens / name, Path(name).expanduser()) for name in self.tokens.forbid]
         self._forbid = tuple((ours if ours.exists() else path).absolute() for ours, path in named)
         forbidden = screen.forbidden_hashes(self._forbid)
         self._forbidden = screen.digest_of(forbidden) if self._forbid else None
         self._are_tokens = any(source.name.endswith(TOKEN_SUFFIXES) for source in corpus.sources)
-        if self._are_tokens and (self._tokenizer is None or self.filters):
+        if self._are_tokens and (self.tokenizer is None or self.filters):
             raise ConfigError(
                 "the corpus is tokens, not text, and there is tokens.tokenizer=bpe or corpus.filters",
                 "a vocabulary is trained, and rows are filtered, on text",
@@ -44,8 +48,8 @@ class TokenRecipe:
                 "corpus": {"kind": record.kind, "text_column": record.text_column},
                 "filters": [filter.text for filter in self.filters],
                 "sources": self.corpus.sources,
-                "tokenizer": vocabulary.recipe_of(tokens, self._tokenizer),
-                "options": {**identity(tokens), "tokenizer": self._tokenizer is None},
+                "tokenizer": vocabulary.recipe_of(tokens, self.tokenizer),
+                "options": {**identity(tokens), "tokenizer": self.tokenizer is None},
                 "forbidden": self._forbidden,
             }
         )
@@ -66,7 +70,7 @@ class TokenRecipe:
     def blank(self, folder: Path, note: Note) -> Manifest:
         """The manifest that the folder begins with, its tokenizer made and saved there; `folder` exists."""
         tokens = self.tokens
-        tokenizer = self._tokenizer or self._train(note)
+        tokenizer = self.tokenizer or self._train(note)
         return Manifest(
             fingerprint=self.fingerprint,
             corpus=self.corpus.record,
@@ -80,6 +84,18 @@ class TokenRecipe:
             part_tokens=tokens.part_tokens,
             parts=[],
         )
+
+    def expect(self, folder: Path, done: list[PartRecord], *, footers: bool) -> estimate.Estimate:
+        """What it takes until `folder`, with the parts `done`, holds what is asked for."""
+        wanted = estimate.Wanted(
+            folder=folder,
+            done=done,
+            part_tokens=self.tokens.part_tokens,
+            max_tokens=self.tokens.max_tokens,
+            width=2 if (self.tokenizer.vocab_size if self.tokenizer else self.tokens.vocab_size) <= 2**16 else 4,
+            keep_raw=self._keep_raw,
+        )
+        return estimate.estimate(self.corpus, wanted, footers=footers)
 
     def job(self, folder: Path, manifest: Manifest, engine: EngineName) -> Job:
         """What building its parts needs to know."""

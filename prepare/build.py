@@ -109,7 +109,7 @@ def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
         except CorruptError:
             shutil.rmtree(job.folder / ".parts")
             raise
-    publish_bytes(job.folder / CARD, card(manifest, job.folder.name).encode())
+    _write_card(job, manifest)
     manifest.write(job.folder)
     kept = {name for name, _ in manifest.files()}
     for path in (*job.folder.glob("train-*"), *job.folder.glob("val-*")):
@@ -117,6 +117,13 @@ def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
             path.unlink()
     shutil.rmtree(job.folder / ".parts")
     return manifest
+
+
+def _write_card(job: Job, manifest: Manifest) -> None:
+    """README.md, unless somebody wrote into the one that is there."""
+    path, name = job.folder / CARD, job.folder.name
+    if not path.exists() or path.read_text("utf-8") in (card(job.manifest, name), card(manifest, name)):
+        publish_bytes(path, card(manifest, name).encode())
 
 
 def _prefix(sealed: dict[int, PartRecord], max_tokens: int, at_least: int) -> Iterator[PartRecord]:

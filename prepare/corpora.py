@@ -18,7 +18,7 @@ from prepare.config import CorpusConfig
 from prepare.download import matches
 from prepare.rows import SUFFIXES, is_text
 from prepare.screen import parse_filters
-from prepare.sources import Corpus, HubCorpus, Note
+from prepare.sources import Corpus, HubCorpus, Note, state_of
 from shards.atomic import make_folder, publish_bytes, sha256_of
 from shards.errors import ConfigError, CorruptError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
@@ -120,6 +120,8 @@ def fetch(
     if config.kind == "hub":
         record = msgspec.structs.replace(lock.record, text_column=config.text_column)  # pinned are files, not columns
         return HubCorpus(record, lock.sources, raw, max_tokens=max_tokens, keep=config.keep_raw, note=note)
+    paths = [raw / source.name for source in lock.sources]
+    states = [*map(state_of, paths)]
     for source in lock.sources:
         if not matches(raw / source.name, source.nbytes, source.digest):
             raise CorruptError(
@@ -127,7 +129,7 @@ def fetch(
                 "the file changed since it was pinned",
                 "millpond fetch CONFIG --force",
             )
-    return Corpus(lock.record, lock.sources, [raw / source.name for source in lock.sources])
+    return Corpus(lock.record, lock.sources, paths, states)
 
 
 def _local_files(config: CorpusConfig) -> Corpus:
@@ -138,6 +140,7 @@ def _local_files(config: CorpusConfig) -> Corpus:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     _require_readable([path.relative_to(root).as_posix() for path in paths], str(root))
     ordered = sorted(paths, key=lambda path: (paths[path] != "val", path.relative_to(root).as_posix()))
+    states = [*map(state_of, ordered)]
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256_of, ordered))
     sources = [
@@ -150,7 +153,7 @@ def _local_files(config: CorpusConfig) -> Corpus:
         for path, sha256 in zip(ordered, hashes, strict=True)
     ]
     record = CorpusRecord(kind="files", name=config.name, text_column=config.text_column, details={})
-    return Corpus(record, sources, ordered)
+    return Corpus(record, sources, ordered, states)
 
 
 def _found(patterns: tuple[str, ...]) -> set[Path]:

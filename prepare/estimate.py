@@ -1,24 +1,33 @@
 """What preparing will take, before the first byte: files, tokens, bytes to fetch, bytes of disk."""
 
+import io
 import shutil
-import struct
+import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prepare import vocabulary
+from prepare.builder import Builder, Job
+from prepare.documents import read
 from prepare.download import Remote, read_range
-from prepare.parts import BYTES_PER_TOKEN, ranges_of, text_bytes
+from prepare.parts import BYTES_PER_TOKEN, Part, ranges_of, text_bytes
+from prepare.rows import open_parquet
 from prepare.sources import COMPRESSED_BYTES_PER_TOKEN, FILES_AHEAD, Corpus
-from shards.errors import CorruptError, DiskError
+from shards.errors import DiskError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
-from shards.manifest import Manifest
+from shards.manifest import CorpusRecord, Manifest, PartRecord, SourceRecord
+from shards.tokenizer import Tokenizer
 
-FOOTER_GUESS = 1 << 16  # bytes from a parquet file's end that most footers fit in
 SIDECAR_BYTES_PER_TOKEN = 0.04  # 16 bytes a document of 400 tokens
+SAMPLE_TOKENS = 2_000_000
 AMPLE = 4  # times what is needed by a first guess: no need to look more closely
 
 
@@ -42,27 +51,37 @@ class _Size(NamedTuple):
     download: int
 
 
-def estimate(
-    corpus: Corpus, manifest: Manifest, folder: Path, max_tokens: int, *, keep_raw: bool, footers: bool
-) -> Estimate:
-    """What it takes until `folder` has `max_tokens` (0: the whole corpus).
+class Wanted(NamedTuple):
+    """What is to be made: `folder`, with `done` in it, of so many tokens (0: the whole corpus), each `width` bytes."""
+
+    folder: Path
+    done: list[PartRecord]
+    part_tokens: int
+    max_tokens: int
+    width: int
+    keep_raw: bool
+
+
+def estimate(corpus: Corpus, wanted: Wanted, *, footers: bool) -> Estimate:
+    """What it takes until the folder is as wanted.
 
     With `footers` from those of the parquet files, two requests for each that is not here; else from sizes alone.
     """
     sizes: list[_Size] = []
     with ThreadPoolExecutor(8) as pool:
-        wanted = list(pool.map(lambda i: _size_of(corpus, manifest, i, footers=footers), range(corpus.wanted)))
+        first = list(pool.map(lambda i: _size_of(corpus, wanted, i, footers=footers), range(corpus.wanted)))
     for i in range(len(corpus.sources)):
-        if max_tokens and sum(size.tokens for size in sizes) >= max_tokens:
+        if wanted.max_tokens and sum(size.tokens for size in sizes) >= wanted.max_tokens:
             break
-        sizes.append(wanted[i] if i < len(wanted) else _size_of(corpus, manifest, i, footers=footers))
+        sizes.append(first[i] if i < len(first) else _size_of(corpus, wanted, i, footers=footers))
     tokens = sum(size.tokens for size in sizes)
-    if max_tokens:
-        tokens = min(tokens, max_tokens + manifest.part_tokens // 2)
-    width = 2 if manifest.tokenizer.vocab_size <= 2**16 else 4
-    shards = max(0, int(tokens * (width + SIDECAR_BYTES_PER_TOKEN)) - _bytes_in(folder))
+    if wanted.max_tokens:
+        tokens = min(tokens, wanted.max_tokens + wanted.part_tokens // 2)
+    done = sum(part.train.tokens + part.val.tokens for part in wanted.done)
+    sealed = sum(path.stat().st_size for path in wanted.folder.glob("*-?????.*")) if tokens > done else sys.maxsize
+    shards = max(0, int(tokens * (wanted.width + SIDECAR_BYTES_PER_TOKEN)) - sealed)
     downloads = sorted(size.download for size in sizes)
-    kept = sum(downloads) if keep_raw else sum(downloads[-1 - FILES_AHEAD :])
+    kept = sum(downloads) if wanted.keep_raw else sum(downloads[-1 - FILES_AHEAD :])
     joined = sum(downloads[-FILES_AHEAD:])  # what several connections brought is joined by copying
     return Estimate(
         files=len(sizes),
@@ -86,40 +105,94 @@ def require_space(expected: Estimate, home: Path) -> None:
         )
 
 
-def _size_of(corpus: Corpus, manifest: Manifest, i: int, *, footers: bool) -> _Size:
+def sample(corpus: Corpus) -> list[str]:
+    """Some documents of the first file, wherever it lies: at most two row groups of it are fetched. None of a file that
+    is not here and not parquet."""
+    column, place = corpus.record.text_column, corpus.glance(0)
+    if isinstance(place, Path):
+        if place.name.endswith(TOKEN_SUFFIXES):
+            return []
+        first, last, _ = ranges_of(place, column, SAMPLE_TOKENS)[0]
+        return [text for batch in islice(read(place, first, last, column), 4) for text in batch.texts]
+    if not corpus.sources[0].name.endswith(".parquet"):
+        return []
+    file = open_parquet(Path(corpus.sources[0].name), [column], _Ranged(place))
+    groups = list(range(min(2, file.num_row_groups)))
+    return [text for text in file.read_row_groups(groups, columns=[column])[column].to_pylist() if text]
+
+
+def rate_of(tokenizer: Tokenizer, texts: list[str]) -> float:
+    """Tokens a second of one worker, parquet in, sealed shards out, measured on `texts` once the engine has started."""
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        (folder / ".parts").mkdir()
+        pq.write_table(pa.table({"text": texts}), folder / "sample.parquet")
+        manifest = Manifest(
+            fingerprint="0" * 64,
+            corpus=CorpusRecord(kind="files", name="sample", text_column="text", details={}),
+            sources=[SourceRecord(name="sample.parquet", nbytes=0, digest="sha256:" + "0" * 64)],
+            tokenizer=vocabulary.save(tokenizer, folder),
+            placement="before",
+            val_fraction=0.005,
+            part_tokens=SAMPLE_TOKENS,
+            parts=[],
+        )
+        builder = Builder(Job(folder=folder, manifest=manifest, engine="fastokens"), lambda _: None)
+        part = Part(
+            index=0, source=0, path=folder / "sample.parquet", first=0, last=1, ends_source=True, estimated_tokens=0
+        )
+        builder.build(part)
+        began = time.perf_counter()
+        record = builder.build(msgspec.structs.replace(part, index=1))
+        return (record.train.tokens + record.val.tokens) / (time.perf_counter() - began)
+
+
+def _size_of(corpus: Corpus, wanted: Wanted, i: int, *, footers: bool) -> _Size:
     """About how many tokens file number `i` has, and what of it is still to be fetched."""
-    source, column = corpus.sources[i], manifest.corpus.text_column
-    done = [part for part in manifest.parts if part.source == i]
+    source, column = corpus.sources[i], corpus.record.text_column
+    done = [part for part in wanted.done if part.source == i]
     if done and done[-1].ends_source:
         tokens = sum(part.train.tokens + part.val.tokens for part in done)
         return _Size(tokens, sum(part.counts.rows for part in done), 0)
+    if not source.has_parts:
+        return _Size(0, 0, 0)
     place = corpus.glance(i)
     if isinstance(place, Path):
-        tokens = sum(tokens for _, _, tokens in ranges_of(place, column, manifest.part_tokens))
-        rows = pq.read_metadata(place).num_rows if place.name.endswith(".parquet") else 0
+        tokens = sum(tokens for _, _, tokens in ranges_of(place, column, wanted.part_tokens))
+        rows = open_parquet(place, [column]).metadata.num_rows if place.name.endswith(".parquet") else 0
         return _Size(tokens, rows, 0)
     if source.name.endswith(TOKEN_SUFFIXES):
         return _Size(source.nbytes // 2, 0, source.nbytes)
     if source.name.endswith(".parquet") and footers:
-        metadata = _remote_footer(place, source.name)
+        metadata = open_parquet(Path(source.name), [column], _Ranged(place)).metadata
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         text = sum(text_bytes(group, column) for group in groups)
         return _Size(int(text / BYTES_PER_TOKEN), metadata.num_rows, source.nbytes)
-    compressed = not source.name.endswith((".jsonl", ".txt"))
-    return _Size(int(source.nbytes / (COMPRESSED_BYTES_PER_TOKEN if compressed else BYTES_PER_TOKEN)), 0, source.nbytes)
+    ratio = BYTES_PER_TOKEN if source.name.endswith((".jsonl", ".txt")) else COMPRESSED_BYTES_PER_TOKEN
+    return _Size(int(source.nbytes / ratio), 0, source.nbytes)
 
 
-def _remote_footer(remote: Remote, name: str) -> pq.FileMetaData:
-    """The footer of a parquet file that is not here. CorruptError when there is none."""
-    tail = read_range(remote, max(0, remote.size - FOOTER_GUESS), remote.size)
-    length = struct.unpack("<I", tail[-8:-4])[0] + 8 if len(tail) >= 8 else 0
-    if len(tail) < length <= remote.size:
-        tail = read_range(remote, remote.size - length, remote.size)
-    try:
-        return pq.read_metadata(BytesIO(tail))
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptError(f"{name}: its last {len(tail):,} bytes are no parquet footer: {error}") from error
+class _Ranged(io.RawIOBase, IO[bytes]):
+    """A file that is not here, read range by range."""
 
+    def __init__(self, remote: Remote) -> None:
+        self._remote, self._at = remote, 0
 
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.bin")) if folder.exists() else 0
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._remote.size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        last = self._remote.size if size < 0 else min(self._remote.size, self._at + size)
+        data = read_range(self._remote, self._at, last) if last > self._at else b""
+        self._at += len(data)
+        return data

@@ -32,7 +32,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     last: int
     ends_source: bool
     estimated_tokens: int
-    split: Split | None
+    split: Split | None = None
 
 
 def plan(corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | None = None) -> Iterator[Part]:

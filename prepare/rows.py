@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,13 +53,14 @@ def chunks(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterato
         raise _damaged(path, error, "") from error
 
 
-def open_parquet(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
-    """The file, its footer read, its columns found, the first of them text."""
+def open_parquet(path: Path, columns: Sequence[str], file: IO[bytes] | None = None) -> pq.ParquetFile:
+    """The file, its footer read, its columns found, the first of them text; read from `file` if it is not at `path`."""
     try:
-        file = pq.ParquetFile(path, memory_map=False, page_checksum_verification=True)
+        opened = pq.ParquetFile(file or path, memory_map=False, page_checksum_verification=True)
     except _DAMAGE as error:
-        raise _damaged(path, error, f": {path.stat().st_size:,} bytes that are not a whole parquet file") from error
-    schema = file.schema_arrow
+        size = f"{path.stat().st_size:,} bytes" if file is None else "bytes"
+        raise _damaged(path, error, f": {size} that are not a whole parquet file") from error
+    schema = opened.schema_arrow
     for name in columns:
         if name not in schema.names:
             raise _no_column(f"{path}: no column {name!r}, it has {', '.join(schema.names)}", name == columns[0])
@@ -74,7 +75,7 @@ def open_parquet(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
             "",
             "name another with --set corpus.text_column=NAME",
         )
-    return file
+    return opened
 
 
 def _parquet(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Rows]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -27,13 +28,37 @@ COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is fet
 FILES_AHEAD = 2  # fetched while one is read; each over several connections
 
 
-class Corpus:
-    """What to read: `sources[i]` describes a file, `path(i)` is where it is. These are local files, hashed by now."""
+class FileState(NamedTuple):
+    """What changes when a file does, and is read without reading it."""
 
-    def __init__(self, record: CorpusRecord, sources: list[SourceRecord], paths: list[Path]) -> None:
+    inode: int
+    nbytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+def state_of(path: Path) -> FileState | None:
+    """The file's state now; None when it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return FileState(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class Corpus:
+    """What to read: `sources[i]` describes a file, `path(i)` is where it is. These are local files, hashed by now.
+
+    `states` are those of the files before they were hashed.
+    """
+
+    def __init__(
+        self, record: CorpusRecord, sources: list[SourceRecord], paths: list[Path], states: list[FileState | None]
+    ) -> None:
         self.record, self.sources = record, sources
         self.wanted = len(sources)  # files, from the first on, that should be enough
         self._paths = paths
+        self._states = states
 
     def path(self, i: int) -> Path:
         """File number `i`, with the bytes that `sources[i]` says."""
@@ -46,7 +71,7 @@ class Corpus:
     def confirm(self, i: int) -> None:
         """CorruptError unless file number `i` is still what it was when it was hashed."""
         path, source = self._paths[i], self.sources[i]
-        if not matches(path, source.nbytes, source.digest):
+        if state_of(path) != self._states[i] and not matches(path, source.nbytes, source.digest):
             raise CorruptError(
                 f"{path}: changed while it was read: it is no longer {source.nbytes:,} bytes with {source.digest}",
                 "the shards would not be what the manifest says they were made from; they were not published",
@@ -69,7 +94,7 @@ class HubCorpus(Corpus):
     def __init__(
         self, record: CorpusRecord, sources: list[SourceRecord], raw: Path, *, max_tokens: int, keep: bool, note: Note
     ) -> None:
-        super().__init__(record, sources, [raw / source.name for source in sources])
+        super().__init__(record, sources, [raw / source.name for source in sources], [])
         self._raw, self._keep, self._note = raw, keep, note
         tokens = np.cumsum([source.nbytes for source in sources]) / COMPRESSED_BYTES_PER_TOKEN
         self.wanted = min(len(sources), 1 + int(np.searchsorted(tokens, max_tokens or sys.maxsize)))

@@ -5,6 +5,7 @@ import re
 
 from shards.manifest import Manifest
 
+CARD = "README.md"
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
 _SIZES += [(10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B")]
 
@@ -47,14 +48,22 @@ def _source(manifest: Manifest) -> str:
     origin = f"`{_line(corpus.name)}` ({_line(corpus.kind)})"
     if repo and commit:
         origin = f"[{repo}](https://huggingface.co/datasets/{repo}/tree/{commit}) at commit `{commit}`"
+    stands = f"stands {manifest.placement} each document" if manifest.placement else "stands where it stood there"
+    split = f"""a document is validation when the xxh3-64 of its UTF-8 is below {manifest.val_fraction:g} * 2^64.
+  The text alone decides, so the same text is validation in every corpus that is split like this."""
+    if any(source.split for source in manifest.sources):
+        split = "as the source files were given, some of them for validation."
+    cleaned = [f"rows that meet `{_line(text)}`" for text in manifest.filters]
+    cleaned += ["the first of equal documents"] * manifest.dedup
+    cleaned += ["what is not in another folder's validation"] * (manifest.forbidden is not None)
+    kept = f"\n- **Kept**: only {', '.join(cleaned)}." if cleaned else ""
     return f"""Token shards for training language models, made by millpond from {origin}.
 Source files: {len(manifest.sources):,}; column or field: `{_line(corpus.text_column)}`. `manifest.json` has the sha256
 of every file, there and here.
 
 - **Tokenizer**: {_line(tokenizer.name)}, {tokenizer.vocab_size:,} tokens; it lies in this folder.
-  End-of-text is {tokenizer.eot} and stands {manifest.placement} each document.
-- **Split**: a document is validation when the xxh3-64 of its UTF-8 is below {manifest.val_fraction:g} * 2^64. The text
-  alone decides, so the same text is validation in every corpus that is split like this.
+  End-of-text is {tokenizer.eot} and {stands}.
+- **Split**: {split}{kept}
 - **Fingerprint**: `{manifest.fingerprint}`
 """
 
@@ -71,11 +80,11 @@ def _counts(manifest: Manifest) -> str:
     parts = "part" if len(manifest.parts) == 1 else "parts"
     whole = "the whole corpus" if manifest.complete else "the beginning of the corpus"
     table = "\n".join(rows)
+    dropped = ", ".join(f"{count:,} ({_line(reason)})" for reason, count in counts.dropped.items())
     return f"""{table}
 
 {counts.text_bytes:,} bytes of text, {per_token} bytes per token, in {len(manifest.parts):,} {parts}: {whole}.
-Of {counts.rows:,} rows, {counts.null + counts.empty:,} had no text and were dropped; {counts.repaired:,} had invalid
-Unicode, which was replaced.
+Of {counts.rows:,} rows, dropped were: {dropped or "none"}. {counts.repaired:,} had invalid Unicode, which was replaced.
 """
 
 

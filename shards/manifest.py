@@ -15,7 +15,7 @@ from shards.errors import ConfigError, CorruptError, from_os_error
 from shards.header import Placement
 
 MANIFEST = "manifest.json"
-_MAX_BYTES = 64 << 20
+MAX_BYTES = 64 << 20  # of a manifest that is believed
 
 T = TypeVar("T")
 Split = Literal["train", "val"]
@@ -187,7 +187,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         path = folder / MANIFEST
         try:
             nbytes = path.stat().st_size
-            data = path.read_bytes() if nbytes <= _MAX_BYTES else b""
+            data = path.read_bytes() if nbytes <= MAX_BYTES else b""
         except FileNotFoundError:
             raise ConfigError(
                 f"{path}: no such file",
@@ -196,8 +196,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
             ) from None
         except OSError as error:
             raise from_os_error(error, path, "read") from error
-        if nbytes > _MAX_BYTES:
-            raise CorruptError(f"{path}: {nbytes} bytes, a manifest has at most {_MAX_BYTES}")
+        if nbytes > MAX_BYTES:
+            raise CorruptError(f"{path}: {nbytes} bytes, a manifest has at most {MAX_BYTES}")
         return decode(data, cls, path)
 
 

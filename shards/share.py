@@ -16,16 +16,15 @@ import msgspec
 
 from shards import place as places
 from shards.atomic import make_folder, publish_bytes, publish_file, sha256_of, sweep
-from shards.card import card
+from shards.card import CARD, card
 from shards.errors import ConfigError, CorruptError, DiskError, NetworkError, RefusedError, from_os_error
 from shards.header import HEADER_BYTES, MAX_FILE_BYTES
-from shards.manifest import _MAX_BYTES, MANIFEST, Manifest, decode
+from shards.manifest import MANIFEST, MAX_BYTES, Manifest, decode
 from shards.place import Place, open_place
 from shards.reader import TokenFolder
 from shards.verify import verify
 from shards.writer import DOCS_DTYPE
 
-README = "README.md"
 PULL = ".pull"  # the folder of what is half pulled
 THREADS = 4
 WRONG_TRIES = 3
@@ -82,7 +81,8 @@ def push(folder: Path, url: str, note: Note) -> None:
     def sent(path: Path) -> None:
         nonlocal done
         done += 1
-        note(f"{path.name}  {path.stat().st_size:,} bytes  {done} of {len(files)} files")
+        if path.name.endswith(".bin"):
+            note(f"{path.name}  {path.stat().st_size:,} bytes  {done} of {len(files)} files")
 
     place.send(todo, sent)
     place.publish(closing)
@@ -97,13 +97,7 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     impossible, DiskError before the first shard when the disk is too small, RefusedError when something else is there.
     """
     place = open_place(url)
-    whole = _manifest_at(place)
-    if whole is None:
-        raise ConfigError(
-            f"{place.url}/{MANIFEST}: no such file",
-            "this is no token folder, or its push has not finished",
-            "check the address and, for a private dataset, HF_TOKEN",
-        )
+    whole = _needed_manifest(place)
     wanted = _first_parts(whole, parts, place.url)
     _check_possible(wanted, place.url)
     here = _manifest_here(folder, wanted)
@@ -134,6 +128,11 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     return final
 
 
+def look(url: str) -> Manifest:
+    """The manifest of the token folder at `url`."""
+    return _needed_manifest(open_place(url))
+
+
 def _extent(manifest: Manifest) -> tuple[int, bool]:
     """How far a folder has grown."""
     return len(manifest.parts), manifest.complete
@@ -148,9 +147,20 @@ def _manifest_at(place: Place) -> Manifest | None:
     size = place.size(MANIFEST)
     if size is None:
         return None
-    if size > _MAX_BYTES:
-        raise CorruptError(f"{place.url}/{MANIFEST}: {size:,} bytes, a manifest has at most {_MAX_BYTES:,}")
+    if size > MAX_BYTES:
+        raise CorruptError(f"{place.url}/{MANIFEST}: {size:,} bytes, a manifest has at most {MAX_BYTES:,}")
     return decode(place.read(MANIFEST, 0, size), Manifest, Path(place.url) / MANIFEST)
+
+
+def _needed_manifest(place: Place) -> Manifest:
+    found = _manifest_at(place)
+    if found is None:
+        raise ConfigError(
+            f"{place.url}/{MANIFEST}: no such file",
+            "this is no token folder, or its push has not finished",
+            "check the address and, for a private dataset, HF_TOKEN",
+        )
+    return found
 
 
 def _manifest_here(folder: Path, wanted: Manifest) -> Manifest | None:
@@ -191,7 +201,7 @@ def _first_parts(manifest: Manifest, parts: int | None, where: str) -> Manifest:
         return manifest
     if not 0 < parts < len(manifest.parts):
         raise ConfigError(f"{where}: {parts} parts were asked for, it has {len(manifest.parts)}")
-    return msgspec.structs.replace(manifest, parts=manifest.parts[:parts], complete=False)
+    return msgspec.structs.replace(manifest, parts=manifest.parts[:parts])
 
 
 def _check_possible(manifest: Manifest, where: str) -> None:
@@ -256,7 +266,7 @@ def _working(folder: Path, work: Path) -> Iterator[None]:
     except Timeout:
         raise RefusedError(f"{folder}: another process is pulling into it", "", "wait for it") from None
     try:
-        for name in (MANIFEST, README):
+        for name in (MANIFEST, CARD):
             sweep(folder, name)
         yield
     finally:
@@ -271,7 +281,8 @@ def _fetch_all(place: Place, folder: Path, files: dict[str, tuple[Path, int, str
             for done, future in enumerate(as_completed(running), 1):
                 future.result()
                 name = running[future]
-                note(f"{name}  {files[name][1]:,} bytes  {done} of {len(files)} files")
+                if name.endswith(".bin"):
+                    note(f"{name}  {files[name][1]:,} bytes  {done} of {len(files)} files")
         except BaseException:
             place.stop.set()
             for future in running:
@@ -336,25 +347,25 @@ def _our_card(manifest: Manifest) -> bytes:
 
 
 def _readme_at(place: Place) -> bytes | None:
-    size = place.size(README)
-    return None if size is None or size > _README_BYTES else place.read(README, 0, size)
+    size = place.size(CARD)
+    return None if size is None or size > _README_BYTES else place.read(CARD, 0, size)
 
 
 def _card_for(
     place: Place, folder: Path, manifest: Manifest, there: Manifest | None, note: Note
 ) -> list[tuple[str, bytes]]:
     """The README.md to send, none when the one there is the same or somebody's own words."""
-    own = folder / README
+    own = folder / CARD
     data = own.read_bytes() if _nbytes(own) else _our_card(manifest)
-    size = place.size(README)
+    size = place.size(CARD)
     if size is None:
-        return [(README, data)]
+        return [(CARD, data)]
     lies_there = _readme_at(place)
     if lies_there == data:
         return []
     if there is not None and lies_there == _our_card(there):
-        return [(README, data)]
-    note(f"{place.url}/{README} differs and is kept: change it there")
+        return [(CARD, data)]
+    note(f"{place.url}/{CARD} differs and is kept: change it there")
     return []
 
 
@@ -362,8 +373,8 @@ def _card_from(
     place: Place, folder: Path, final: Manifest, whole: Manifest, here: Manifest | None
 ) -> list[tuple[str, bytes]]:
     """The README.md to write: the one there if it speaks of the same parts; none over somebody's own words."""
-    own = folder / README
+    own = folder / CARD
     if own.exists() and not (here is not None and own.read_bytes() == _our_card(here)):
         return []
     data = _readme_at(place) if final == whole else None
-    return [(README, data if data is not None else _our_card(final))]
+    return [(CARD, data if data is not None else _our_card(final))]

@@ -186,13 +186,19 @@ class Tokenizer:
             if len(token) == 1:
                 continue
             parts = [token[i : i + 1] for i in range(len(token))]
+            pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
             while len(parts) > 2:
-                pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
                 best = min(pairs)
                 if best >= rank:
                     raise CorruptError(f"tokenizer {self.name}: id {rank} ({token!r}) cannot be reached by merges")
                 i = pairs.index(best)
-                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+                merged = self.tokens[best]
+                parts[i : i + 2] = [merged]
+                del pairs[i]
+                if i:
+                    pairs[i - 1] = ranks.get(parts[i - 1] + merged, rank)
+                if i < len(pairs):
+                    pairs[i] = ranks.get(merged + parts[i + 1], rank)
             yield parts[0], parts[1]
 
 

@@ -15,7 +15,7 @@ from local_hub import Fault, LocalHub
 
 from pipeline.config import load
 from prepare import download as downloading
-from shards import Manifest, MillpondError, NetworkError
+from shards import Manifest, MillpondError, NetworkError, TokenFolder
 
 TOML = """
 [corpus]
@@ -176,3 +176,79 @@ def test_a_listing_that_leads_out_of_its_folder(hub: LocalHub, tmp_path: Path) -
 def test_a_hub_corpus_without_a_name(tmp_path: Path, missing: str) -> None:
     with pytest.raises(MillpondError, match=r"corpus\.repo or corpus\.files is not set"):
         prepare(tmp_path, missing)
+
+
+def test_source_files_go_when_their_parts_are_sealed(hub: LocalHub, tmp_path: Path) -> None:
+    kept = prepare(tmp_path, home="kept")
+    gone = prepare(tmp_path, "corpus.keep_raw=false")
+    assert tree(gone) == tree(kept)
+    raw = tmp_path / "home" / "raw" / "web"
+    assert not list(raw.rglob("*.parquet"))
+    sent = hub.sent()
+    (tmp_path / "home" / "receipts" / f"tokenize-{gone.name}.json").unlink()
+    assert prepare(tmp_path, "corpus.keep_raw=false") == gone
+    assert hub.sent() == sent  # what is sealed is not asked for again
+
+
+def test_growth_without_the_files_before(hub: LocalHub, tmp_path: Path) -> None:
+    small = prepare(tmp_path, "corpus.keep_raw=false", "tokens.max_tokens=70000")
+    fetched = {asked.path.rpartition("/")[2] for asked in hub.log if asked.where == "cdn"}
+    hub.log.clear()
+    grown = prepare(tmp_path, "corpus.keep_raw=false")
+    again = {asked.path.rpartition("/")[2] for asked in hub.log if asked.where == "cdn"}
+    assert grown == small and "0.parquet" in fetched and "0.parquet" not in again
+    assert tree(grown) == tree(prepare(tmp_path, home="once"))
+
+
+def test_a_killed_prepare_asks_only_for_files_that_are_not_sealed(hub: LocalHub, tmp_path: Path) -> None:
+    toml = tmp_path / "web.toml"
+    toml.write_text(TOML)
+    home = tmp_path / "killed"
+    arguments = command("prepare", toml, "--home", home, "--set", "corpus.keep_raw=false", "--set", "tokens.workers=1")
+    hub.slow = 0.02
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(home.glob("tokens/*/.parts/*.json"))) < 4:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    hub.slow = 0.0
+    sealed = len(list(home.glob("tokens/*/.parts/*.json")))
+    assert sealed >= 4
+    hub.log.clear()
+    assert subprocess.run(arguments, check=False, capture_output=True).returncode == 0
+    assert not any("0.parquet" in asked.path for asked in hub.log)
+    (folder,) = (home / "tokens").iterdir()
+    assert tree(folder) == tree(prepare(tmp_path, home="calm"))
+    assert not list(home.rglob("*.part"))
+
+
+def test_files_that_another_recipe_reads_are_left(hub: LocalHub, tmp_path: Path) -> None:
+    from prepare import corpora
+    from prepare.config import CorpusConfig
+
+    config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",), keep_raw=False)
+    one, other = (corpora.fetch(config, tmp_path / "raw" / "web") for _ in range(2))
+    path = one.path(0)
+    assert other.path(0) == path
+    one.release(0)
+    assert path.exists()
+    other.close()
+    one.release(0)
+    assert not path.exists()
+    one.close()
+
+
+def test_csv_is_read_by_the_datasets_library(hub: LocalHub, tmp_path: Path) -> None:
+    rows = "text,score\r\n" + "".join(f'"row {i}, with ""quotes""\nand a line",{i}\r\n' for i in range(50))
+    hub.commit("org/web", {"sample/a.csv": rows.encode()})
+    folder = TokenFolder(prepare(tmp_path, 'corpus.files="sample/*.csv"', 'corpus.filters=["score >= 10"]'))
+    assert folder.manifest.counts.dropped == {"score >= 10": 10}
+    text = folder.tokenizer.decode(folder.shards("train")[0].document(0)[1:])
+    assert text.startswith("row 1") and text.endswith('with "quotes"\nand a line')
+
+
+def test_a_repository_on_xet_is_read_over_plain_http(hub: LocalHub, tmp_path: Path) -> None:
+    hub.xet = True
+    folder = prepare(tmp_path)
+    assert Manifest.read(folder).complete
+    assert {asked.where for asked in hub.log} == {"hub", "cdn"}

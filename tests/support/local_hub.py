@@ -57,6 +57,7 @@ class LocalHub:
     objects: dict[str, bytes] = field(default_factory=dict)  # what was uploaded, by sha256
     visibility: dict[str, str] = field(default_factory=dict)  # of the repositories that an upload made
     page_size: int = 3
+    xet: bool = False  # files are offered through Xet as well
     slow: float = 0.0  # seconds before each 64 KiB of body
 
     def commit(self, repo: str, files: dict[str, bytes]) -> str:
@@ -201,6 +202,9 @@ class _Handler(Uploads):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{digest_of(data)}"'}
         if not is_lfs(name):
             return self.reply(200, data, headers)
+        if self.hub.xet:
+            link = f'<{self.hub.url}/api/datasets/{repo}/xet-read-token/{sha}>; rel="xet-auth"'
+            headers |= {"X-Xet-Hash": digest_of(data), "Link": link}
         headers |= {"X-Linked-Etag": f'"{digest_of(data)}"', "X-Linked-Size": str(len(data))}
         return self.reply(302, None, {**headers, "Location": f"{self.hub.cdn}/{repo}/{sha}/{name}"})
 

@@ -1,0 +1,143 @@
+"""The token folders of a home: which there are, what is in them, which of them no run needs."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from pipeline import runs
+from pipeline.layout import Layout
+from shards.errors import ConfigError, CorruptError, MillpondError, RefusedError
+from shards.manifest import MANIFEST, Manifest, Split
+from shards.reader import TokenFolder
+from shards.tokenizer import EOT_TEXT
+
+
+class Row(NamedTuple):
+    """One token folder: `state` says whether it is whole, `runs` are those that were started on it."""
+
+    folder: str
+    state: str
+    train_tokens: int
+    val_tokens: int
+    parts: int
+    tokenizer: str
+    nbytes: int
+    runs: list[str]
+
+
+def find(layout: Layout, folder: str) -> Path:
+    """A token folder by its path or by its name under the home; ConfigError that lists those there are."""
+    for path in (layout.tokens / folder, Path(folder).expanduser()):
+        if (path / MANIFEST).exists():
+            return path
+    names = ", ".join(row.folder for row in table(layout)) or "none yet"
+    raise ConfigError(f"no token folder {folder!r}", f"under {layout.tokens} there are: {names}", "millpond shards ls")
+
+
+def table(layout: Layout) -> list[Row]:
+    """Every token folder under the home. What cannot be read says so in its own row."""
+    users = _users(layout, strict=False)
+    return [_row(path, users.get(path.name, [])) for path in sorted(layout.tokens.glob("*")) if path.is_dir()]
+
+
+def statistics(path: Path) -> dict[str, Any]:
+    """What is in a folder, for a program to read. `lengths` counts documents by their tokens, in powers of two."""
+    folder = TokenFolder(path)
+    manifest, counts = folder.manifest, folder.manifest.counts
+    lengths = np.concatenate([_lengths(folder, split) for split in ("train", "val")])
+    edges = [1 << i for i in range(int(lengths.max(initial=1)).bit_length() + 1)]
+    histogram, _ = np.histogram(lengths, edges)
+    return {
+        "folder": path.name,
+        "corpus": {"kind": manifest.corpus.kind, "name": manifest.corpus.name, **manifest.corpus.details},
+        "tokenizer": manifest.tokenizer.name,
+        "vocab_size": manifest.tokenizer.vocab_size,
+        "complete": manifest.complete,
+        "parts": len(manifest.parts),
+        "sources": len(manifest.sources),
+        "train_tokens": manifest.tokens("train"),
+        "val_tokens": manifest.tokens("val"),
+        "documents": len(lengths),
+        "text_bytes": counts.text_bytes,
+        "bytes_per_token": counts.text_bytes / max(1, manifest.tokens("train") + manifest.tokens("val")),
+        "rows": counts.rows,
+        "dropped": counts.dropped,
+        "repaired": counts.repaired,
+        "literal_eot": counts.literal_eot,
+        "median_length": int(np.median(lengths)) if len(lengths) else 0,
+        "longest": int(lengths.max(initial=0)),
+        "lengths": {f"{low}-{2 * low - 1}": int(count) for low, count in zip(edges, histogram, strict=False) if count},
+    }
+
+
+def document(path: Path, split: Split, number: int) -> str:
+    """The text of one document of a split, counted from 0 through all its shards. ConfigError when there is none."""
+    folder = TokenFolder(path)
+    left = number
+    for shard in folder.shards(split):
+        if 0 <= left < shard.header.documents:
+            text = folder.tokenizer.decode(shard.document(left))
+            return text.removeprefix(EOT_TEXT).removesuffix(EOT_TEXT)
+        left -= shard.header.documents
+    total = sum(shard.header.documents for shard in folder.shards(split))
+    raise ConfigError(f"{path.name}: no document {number} in {split}", f"it has {total:,}, counted from 0", "--doc N")
+
+
+def garbage(layout: Layout) -> list[Row]:
+    """The token folders that no run was started on. CorruptError when a run does not say which one it was."""
+    users = _users(layout, strict=True)
+    return [row for row in table(layout) if row.folder not in users]
+
+
+def remove(layout: Layout, row: Row) -> None:
+    """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
+    lock = FileLock(layout.lock(row.folder))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RefusedError(f"{row.folder}: another process is working on it", "", "wait for it") from None
+    try:
+        if users := _users(layout, strict=True).get(row.folder):
+            raise RefusedError(f"{row.folder}: run {users[0]} was started on it", "it would not go on without")
+        shutil.rmtree(layout.tokens / row.folder)
+    finally:
+        lock.release()
+
+
+def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
+    """The runs of each folder. When `strict`, a CorruptError for one that does not say: it might be any."""
+    users: dict[str, list[str]] = {}
+    for path in sorted(layout.runs.glob("*/tokens.json")):
+        try:
+            folder = runs.pinned(layout.run(path.parent.name)).folder
+        except CorruptError:
+            if strict:
+                raise
+            continue
+        users.setdefault(folder, []).append(path.parent.name)
+    return users
+
+
+def _row(path: Path, users: list[str]) -> Row:
+    nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if not (path / MANIFEST).exists():
+        sealed = len(list((path / ".parts").glob("*.json")))
+        return Row(path.name, f"unfinished, {sealed} parts sealed", 0, 0, sealed, "", nbytes, users)
+    try:
+        manifest = Manifest.read(path)
+    except MillpondError:
+        return Row(path.name, "damaged", 0, 0, 0, "", nbytes, users)
+    state = "complete" if manifest.complete else "grows with max_tokens"
+    tokens = manifest.tokens("train"), manifest.tokens("val")
+    return Row(path.name, state, *tokens, len(manifest.parts), manifest.tokenizer.name, nbytes, users)
+
+
+def _lengths(folder: TokenFolder, split: Split) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    found = [np.empty(0, np.int64)]
+    for shard in folder.shards(split):
+        starts = shard.documents["start"].astype(np.int64)
+        found.append(np.diff(np.append(starts, shard.header.tokens)))
+    return np.concatenate(found)

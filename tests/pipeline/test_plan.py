@@ -1,0 +1,106 @@
+"""What it will take is said before it begins, from footers alone, and refused there when there is no room."""
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from local_hub import LocalHub
+
+from pipeline.cli import main
+from shards import Manifest
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, texts: list[str], tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub() as local:
+        monkeypatch.setenv("HF_ENDPOINT", local.url)
+        files = {}
+        for i in range(6):
+            table = pa.table({"text": texts[i * 300 : (i + 1) * 300]})
+            pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+            files[f"sample/{i}.parquet"] = (tmp_path / "a.parquet").read_bytes()
+        local.commit("org/web", files)
+        yield local
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> list[str]:
+    path = tmp_path / "web.toml"
+    path.write_text('[corpus]\nkind = "hub"\nname = "web"\nrepo = "org/web"\nfiles = ["sample/*.parquet"]\n')
+    return [str(path), "--home", str(tmp_path / "home"), "--set", "tokens.part_tokens=20000"]
+
+
+def plan(recipe: list[str], *more: str) -> dict[str, object]:
+    result = CliRunner().invoke(main, ["plan", *recipe, *more, "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+def test_the_plan_of_a_hub_corpus(hub: LocalHub, recipe: list[str], tmp_path: Path) -> None:
+    found = plan(recipe)
+    files = next(iter(hub.repos["org/web"].values()))
+    assert (found["source_files"], found["files"], found["rows"]) == (6, 6, 1800)
+    assert found["download"] == sum(map(len, files.values()))
+    assert found["commit"] == next(iter(hub.repos["org/web"]))
+    assert not list((tmp_path / "home" / "raw").rglob("*.parquet"))
+    assert not (tmp_path / "home" / "tokens").exists()
+    assert isinstance(found["rate"], float) and found["rate"] > 10_000
+    result = CliRunner().invoke(main, ["prepare", *recipe])
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "home" / "tokens").iterdir()
+    assert str(folder) == found["folder"]
+    manifest = Manifest.read(folder)
+    tokens = manifest.tokens("train") + manifest.tokens("val")
+    assert 0.6 < found["tokens"] / tokens < 1.6  # type: ignore[operator]
+    after = plan(recipe)
+    assert (after["download"], after["shards"], after["peak"], after["done_tokens"]) == (0, 0, 0, tokens)
+
+
+def test_only_what_max_tokens_needs(hub: LocalHub, recipe: list[str]) -> None:
+    found = plan(recipe, "--set", "tokens.max_tokens=100000")
+    files = found["files"]
+    assert isinstance(files, int) and 1 < files < 6
+    assert found["download"] == sum(map(len, list(next(iter(hub.repos["org/web"].values())).values())[:files]))
+
+
+def test_dry_run_is_the_plan(hub: LocalHub, recipe: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["prepare", *recipe, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "files     6 of 6, 1,800 rows" in result.stdout
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 80
+    assert not (tmp_path / "home" / "tokens").exists()
+
+
+def test_no_room_is_said_before_the_first_byte(
+    hub: LocalHub, recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
+    result = CliRunner().invoke(main, ["prepare", *recipe])
+    assert result.exit_code == 5
+    assert "this needs about" in result.output and "1,000 are free" in result.output
+    assert not list((tmp_path / "home" / "raw").rglob("*.parquet"))
+    assert not list((tmp_path / "home" / "tokens").rglob("*.bin"))
+
+
+def test_a_file_that_is_no_parquet(hub: LocalHub, recipe: list[str]) -> None:
+    hub.commit("org/web", {"sample/a.parquet": b"nothing of the kind" * 100})
+    result = CliRunner().invoke(main, ["plan", *recipe])
+    assert result.exit_code == 4, result.output
+    assert "sample/a.parquet: bytes that are not a whole parquet file" in result.output
+
+
+def test_a_local_plan(corpus_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "local.toml"
+    path.write_text(f'[corpus]\nkind = "files"\nfiles = ["{corpus_file}"]\n')
+    found = plan([str(path), "--home", str(tmp_path / "home")])
+    assert found["download"] == 0
+    assert found["rate"] is not None

@@ -1,0 +1,133 @@
+"""millpond shards …, as a person uses it: another machine's shards, others' formats, what is in a folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from harness import tree
+
+from pipeline.cli import main
+from shards import TokenFolder
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one token folder and no run."""
+    home = tmp_path_factory.mktemp("verbs")
+    shutil.copytree(tiny_folder, home / "tokens" / tiny_folder.name)
+    return home
+
+
+def run(home: Path, *arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["shards", *map(str, arguments), "--home", str(home)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_ls(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    (row,) = json.loads(run(prepared, "ls", "--json").stdout)
+    folder = TokenFolder(tiny_folder)
+    assert row["folder"] == tiny_folder.name and row["runs"] == []
+    assert row["train_tokens"] == len(folder.stream("train"))
+    assert row["nbytes"] == sum(path.stat().st_size for path in tiny_folder.iterdir())
+    assert tiny_folder.name in run(prepared, "ls").stdout
+    assert run(tmp_path / "none", "ls").stdout.startswith("no token folder under")
+
+
+def test_inspect(prepared: Path, tiny_folder: Path, texts: list[str]) -> None:
+    found = json.loads(run(prepared, "inspect", tiny_folder.name, "--json").stdout)
+    assert found["documents"] == sum(found["lengths"].values()) == found["rows"] == len(texts)
+    assert found["text_bytes"] == sum(len(text.encode()) for text in texts)
+    assert found["bytes_per_token"] == pytest.approx(
+        found["text_bytes"] / (found["train_tokens"] + found["val_tokens"])
+    )
+    shown = run(prepared, "inspect", tiny_folder.name).stdout
+    assert f"{len(texts):,} rows were read" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_inspect_a_document(prepared: Path, tiny_folder: Path, texts: list[str]) -> None:
+    first = json.loads(run(prepared, "inspect", tiny_folder.name, "--doc", 0, "--json").stdout)["text"]
+    assert first in texts
+    shards = TokenFolder(tiny_folder).shards("train")
+    beyond = shards[0].header.documents  # the first of the second shard
+    other = json.loads(run(prepared, "inspect", str(tiny_folder), "--doc", beyond, "--json").stdout)["text"]
+    assert other in texts and other != first
+    total = sum(shard.header.documents for shard in shards)
+    assert f"no document {total} in train" in run(prepared, "inspect", tiny_folder.name, "--doc", total, code=2).output
+    assert run(prepared, "inspect", tiny_folder.name, "--doc", 1, "--split", "val").stdout.strip()
+
+
+def test_verify(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    assert "every byte as the manifest says" in run(prepared, "verify", tiny_folder.name, "--full").stdout
+    shutil.copytree(tiny_folder, tmp_path / "tokens" / "copy")
+    path = tmp_path / "tokens" / "copy" / "train-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "sizes and headers" in run(tmp_path, "verify", "copy").stdout  # one flipped bit: only --full sees it
+    assert "train-00000.bin: sha256 is" in run(tmp_path, "verify", "copy", "--full", code=4).output
+
+
+def test_a_folder_that_is_not_there(prepared: Path, tiny_folder: Path) -> None:
+    output = run(prepared, "inspect", "other", code=2).output
+    assert "no token folder 'other'" in output and tiny_folder.name in output
+
+
+def test_push_and_pull_between_two_homes(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run(prepared, "push", tiny_folder.name, tmp_path / "shelf")
+    shown = run(tmp_path / "other", "pull", tmp_path / "shelf").stdout
+    pulled = tmp_path / "other" / "tokens" / tiny_folder.name
+    assert f"--set tokens.folder={tiny_folder.name}" in shown
+    assert tree(pulled) == tree(tiny_folder)
+
+
+def test_train_uses_a_pulled_folder_as_it_is(
+    prepared: Path, tiny_folder: Path, tiny_toml: Path, tmp_path: Path
+) -> None:
+    run(prepared, "push", tiny_folder.name, tmp_path / "shelf")
+    home = tmp_path / "other"
+    run(home, "pull", tmp_path / "shelf", "--parts", 2)
+    asked = ["train", str(tiny_toml), "--home", str(home), "--set", f"tokens.folder={tiny_folder.name}"]
+    asked += ["--set", "train.steps=2", "--set", "corpus.files=nowhere/*.txt"]  # no corpus is needed for it
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    assert not (home / "raw").exists()
+    assert run(home, "gc", "--yes").stdout.strip() == "every token folder is used by a run"
+    assert json.loads(run(home, "ls", "--json").stdout)[0]["runs"] == ["tiny"]
+
+
+def test_gc_deletes_only_what_no_run_uses(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "home")
+    home = tmp_path / "home"
+    shutil.copytree(tiny_folder, home / "tokens" / "used-00000000")
+    (home / "runs" / "a").mkdir(parents=True)
+    (home / "runs" / "a" / "tokens.json").write_text(
+        json.dumps({"folder": "used-00000000", "fingerprint": "0" * 64, "parts": 1})
+    )
+    assert "unused" in run(home, "gc").stdout
+    assert len(list((home / "tokens").iterdir())) == 2
+    run(home, "gc", "--yes")
+    assert [path.name for path in (home / "tokens").iterdir()] == ["used-00000000"]
+    (home / "runs" / "a" / "tokens.json").write_text("damaged")
+    assert "tokens.json: cannot be read" in run(home, "gc", "--yes", code=4).output  # it might be any folder's
+    assert (home / "tokens" / "used-00000000").exists()
+
+
+def test_import_and_export(prepared: Path, tmp_path: Path) -> None:
+    ids = np.array([50256, 15496, 995, 50256, 17250] * 400, "<u2")
+    ids.tofile(tmp_path / "train.bin")
+    ids[:50].tofile(tmp_path / "val.bin")
+    home = tmp_path / "home"
+    run(home, "import", tmp_path / "train.bin", "--val", tmp_path / "val.bin", "--name", "theirs")
+    (row,) = json.loads(run(home, "ls", "--json").stdout)
+    assert (row["train_tokens"], row["val_tokens"], row["state"]) == (2000, 50, "complete")
+    out = tmp_path / "out"
+    assert run(home, "export", row["folder"], "nanogpt", "--to", out).stdout.strip() == str(out / "train.bin")
+    assert (out / "train.bin").read_bytes() == ids.tobytes()
+    run(home, "export", row["folder"], "npy", "--split", "val", "--to", out)
+    assert np.array_equal(np.load(out / "val.npy"), ids[:50])
+    assert "is already there" in run(home, "export", row["folder"], "npy", "--split", "val", "--to", out, code=1).output

@@ -1,15 +1,13 @@
 """Real text for every test: the standard library's own docstrings, which every Python has."""
 
 import json
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import TINY, pipeline_of
+from harness import TINY, pipeline_of, stdlib_texts
 
 from pipeline.config import load
-from prepare.python_docs import docstrings
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,12 +24,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """About 2,000 real documents, 1 MB."""
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    found: list[str] = []
-    for path in sorted(stdlib.glob("*.py")):
-        found += [text for text in docstrings(path.read_text("utf-8")) if len(text) > 80]
-    assert len(found) > 1000
-    return found
+    return stdlib_texts()
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,13 @@
 """A corpus on the Hub, end to end: pinned once, only what is needed fetched, read where it lies."""
 
-import io
 import json
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from harness import command, pipeline_of, tree
+from harness import command, parquet, pipeline_of, tree
 from local_hub import Fault, LocalHub
 
 from pipeline.config import load
@@ -27,12 +24,6 @@ files = ["sample/*.parquet"]
 part_tokens = 20_000
 workers = 1
 """
-
-
-def parquet(texts: list[str]) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(pa.table({"text": texts, "url": ["x"] * len(texts)}), out, row_group_size=50)
-    return out.getvalue()
 
 
 @pytest.fixture

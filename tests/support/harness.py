@@ -1,17 +1,22 @@
 """What several test files need: a tiny recipe, a pipeline under a home of its own, messages compared word for word."""
 
+import io
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Recipe
 from pipeline.layout import Layout
 from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
+from prepare.python_docs import docstrings
 from shards.errors import MillpondError
 
 TINY = """
@@ -47,9 +52,39 @@ def pipeline_of(recipe: Recipe, home: Path) -> Pipeline:
     return Pipeline(Layout(home), "CONFIG", recipe, Terminal())
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, hidden ones too, with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def stdlib_texts() -> list[str]:
+    """About 2,000 real documents, 1 MB: the standard library's own docstrings, which every Python has."""
+    found: list[str] = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        found += [text for text in docstrings(path.read_text("utf-8")) if len(text) > 80]
+    assert len(found) > 1000
+    return found
+
+
+def parquet(texts: list[str]) -> bytes:
+    """A parquet file of `texts` and a column that nobody asks for, 50 rows a group."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": texts, "url": ["x"] * len(texts)}), out, row_group_size=50)
+    return out.getvalue()
+
+
+def tree(folder: Path, under: str = "") -> dict[str, bytes]:
+    """Every file below `folder`, hidden ones too, with its bytes; the names begin with `under`."""
+    found = {}
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                found[str(under / path.relative_to(folder))] = path.read_bytes()
+        except FileNotFoundError:  # somebody works here
+            continue
+    return found
+
+
+def litter(home: Path) -> list[str]:
+    """What a finished prepare must not leave under `home`; locks are there for the next one."""
+    marks = (".tmp", ".part", ".parts", ".wrong", ".incomplete")
+    found = [path for path in home.rglob("*") if path.name.startswith(".") or path.name.endswith(marks)]
+    return sorted(str(path.relative_to(home)) for path in found if not path.name.endswith(".lock"))
 
 
 @contextmanager

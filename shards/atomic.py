@@ -7,13 +7,15 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from shards.errors import from_os_error
+from shards.errors import CorruptError, from_os_error
 
 
 def make_folder(path: Path) -> Path:
@@ -54,13 +56,41 @@ def publish_file(temp: Path, path: Path) -> None:
         raise from_os_error(error, path, "published") from error
 
 
+def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
+    """Open a file for reading; CorruptError when it is no file with an end: a device, a pipe, a folder.
+
+    Without `follow_links` also when its name is a link. Opening never waits, as that of a pipe would.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags if follow_links else flags | getattr(os, "O_NOFOLLOW", 0))
+    except OSError as error:
+        raise from_os_error(error, path, "opened") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptError(f"{path}: is no regular file", "it could be endless, or wait for ever")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_whole(path: Path, most: int, *, follow_links: bool = True) -> bytes:
+    """The bytes of a file; CorruptError when there are more than `most`, before any is read."""
+    with open_regular(path, follow_links=follow_links) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        if nbytes > most:
+            raise CorruptError(f"{path}: {nbytes:,} bytes, such a file has at most {most:,}")
+        try:
+            return file.read()
+        except OSError as error:
+            raise from_os_error(error, path, "read") from error
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
-    try:
-        with path.open("rb") as file:
+    with open_regular(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise from_os_error(error, path, "read") from error
+        except OSError as error:
+            raise from_os_error(error, path, "read") from error
 
 
 def sweep(folder: Path, name: str = "*") -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shards import DiskError, HostError
-from shards.atomic import AtomicFile, make_folder, publish_bytes, published_folder, sweep
+from shards import CorruptError, DiskError, HostError
+from shards.atomic import AtomicFile, make_folder, publish_bytes, published_folder, read_whole, sha256_of, sweep
 
 
 def test_publish_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -86,3 +86,25 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(HostError, match="Read-only file system"):
         make_folder(tmp_path / "a" / "b")
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever, and /dev/zero says that it is empty."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
+        for read in (sha256_of, lambda path: read_whole(path, 100)):
+            with pytest.raises(CorruptError, match="is no regular file"):
+                read(path)
+
+
+def test_a_file_larger_than_it_may_be_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(100))
+    assert read_whole(path, 100) == bytes(100)
+    with pytest.raises(CorruptError, match="100 bytes, such a file has at most 99"):
+        read_whole(path, 99)
+    (tmp_path / "link").symlink_to(path)
+    assert read_whole(tmp_path / "link", 100) == bytes(100)
+    with pytest.raises(CorruptError, match="links are not followed"):
+        read_whole(tmp_path / "link", 100, follow_links=False)

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.atomic import read_whole
 from shards.errors import ConfigError, CorruptError, from_os_error
 from shards.manifest import decode
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 EOT_TEXT = "<|endoftext|>"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_MAX_BYTES = 8 << 20  # twice a vocabulary of 200,000
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 _OUR_FORM = "millpond's tokenizers are byte-level BPEs that split text as GPT-2's does"
 
@@ -63,10 +65,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path, name: str, sha256: str) -> Self:
         """Read a ranks file; CorruptError unless its sha256 is the expected one."""
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise from_os_error(error, path, "read") from error
+        data = read_whole(path, _MAX_BYTES)
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
             raise CorruptError(
@@ -74,8 +73,11 @@ class Tokenizer:
                 "with another tokenizer every token means something else",
                 "copy the file again from where it came",
             )
-        pairs = (line.split() for line in data.splitlines() if line)
-        ranks = {a2b_base64(token): int(rank) for token, rank in pairs}
+        try:
+            pairs = (line.split() for line in data.splitlines() if line)
+            ranks = {a2b_base64(token): int(rank) for token, rank in pairs}
+        except ValueError as error:
+            raise CorruptError(f"{path}: not one base64 token and one rank a line: {error}") from error
         tokens = sorted(ranks, key=ranks.__getitem__)
         if [ranks[token] for token in tokens] != list(range(len(tokens))):
             raise CorruptError(f"{path}: the ranks are not 0 to {len(tokens) - 1}, each once")

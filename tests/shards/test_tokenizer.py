@@ -118,6 +118,26 @@ def test_ranks_with_a_hole(tmp_path: Path) -> None:
         Tokenizer.load(path, "x", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"AA==\n", b"AA== 0 1\n", b"A 0\n", b"AA== x\n", b"AA== " + b"1" * 5000 + b"\n"],
+    ids=["no rank", "two ranks", "no base64", "no number", "5,000 digits"],
+)
+def test_lines_that_are_no_ranks(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "tokenizer.tiktoken"
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match="not one base64 token and one rank a line"):
+        Tokenizer.load(path, "x", hashlib.sha256(data).hexdigest())
+
+
+def test_a_ranks_file_too_large_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.tiktoken"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CorruptError, match="such a file has at most"):
+        Tokenizer.load(path, "x", "0" * 64)
+
+
 def test_one_thread_and_many_give_the_same_ids(folder: Path, texts: list[str]) -> None:
     """fastokens reads its number of threads once: another process has another."""
     code = (

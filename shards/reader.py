@@ -2,10 +2,12 @@
 
 import mmap
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shards.atomic import open_regular
 from shards.errors import ConfigError, CorruptError, from_os_error
 from shards.header import HEADER_BYTES, ShardHeader
 from shards.manifest import Manifest, ShardRecord, Split
@@ -25,6 +28,12 @@ except ImportError:  # Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
 Tokens = NDArray[np.unsignedinteger]
+_NPY = re.compile(  # what numpy writes before DOCS_DTYPE: numpy.load would evaluate what it finds there, and unzip
+    rb"\x93NUMPY\x01\x00(..)\{'descr': \[\('start', '<u8'\), \('hash', '<u8'\)\], "
+    rb"'fortran_order': False, 'shape': \((\d{1,10}),\), \} *\n",
+    re.DOTALL,
+)
+_NPY_BYTES = 1024
 _AGAIN = "copy the file again from where it came, or millpond tokenize CONFIG --force"
 
 
@@ -47,46 +56,41 @@ class Shard:
 
     def __init__(self, path: Path, *, follow_links: bool = True) -> None:
         self.path = path
-        try:
-            descriptor = os.open(path, os.O_RDONLY | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
-        except OSError as error:
-            raise from_os_error(error, path, "opened") from error
-        try:
-            size = os.fstat(descriptor).st_size
-            self.header = ShardHeader.unpack(os.read(descriptor, HEADER_BYTES), str(path))
+        self._follow_links = follow_links
+        with open_regular(path, follow_links=follow_links) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                head = file.read(HEADER_BYTES)
+            except OSError as error:
+                raise from_os_error(error, path, "read") from error
+            self.header = ShardHeader.unpack(head, str(path))
             if size != self.header.nbytes:
                 raise CorruptError(
                     f"{path}: {size:,} bytes, its header says {self.header.nbytes:,} ({self.header.tokens:,} tokens)",
                     "the file was cut short or something was appended",
                     _AGAIN,
                 )
-            self.tokens: Tokens = np.empty(0, self.header.dtype)
-            if self.header.tokens:
-                try:
-                    view = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-                except OSError as error:
-                    raise from_os_error(error, path, "mapped") from error
-                if hasattr(view, "madvise"):  # readahead around random windows reads 350 times what is used
-                    view.madvise(mmap.MADV_RANDOM)
-                self.tokens = np.frombuffer(view, self.header.dtype, self.header.tokens, HEADER_BYTES)
-        finally:
-            os.close(descriptor)
+            self.tokens: Tokens = _mapped(file, path, self.header.dtype, self.header.tokens, HEADER_BYTES)
 
     @cached_property
     def documents(self) -> NDArray[np.void]:
         """The sidecar: a (documents,) array of `start` (u8, a token offset) and `hash` (u8, xxh3-64 of the text)."""
         path = sidecar_of(self.path)
-        try:
-            docs: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            raise from_os_error(error, path, "read") from error
-        except ValueError as error:
-            raise CorruptError(f"{path}: not a document index: {error}", "", _AGAIN) from error
-        if docs.dtype != DOCS_DTYPE or docs.shape != (self.header.documents,):
-            raise CorruptError(
-                f"{path}: {docs.shape} of {docs.dtype}, expected ({self.header.documents},) of {DOCS_DTYPE}", "", _AGAIN
-            )
-        return docs
+        with open_regular(path, follow_links=self._follow_links) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                head = file.read(_NPY_BYTES)
+            except OSError as error:
+                raise from_os_error(error, path, "read") from error
+            found = _NPY.match(head)
+            if not found or found.end() != 10 + int.from_bytes(found[1], "little"):
+                raise CorruptError(f"{path}: not a document index: no .npy header of {DOCS_DTYPE}", "", _AGAIN)
+            documents = int(found[2])
+            if documents != self.header.documents:
+                raise CorruptError(f"{path}: {documents:,} documents, expected {self.header.documents:,}", "", _AGAIN)
+            if size != found.end() + documents * DOCS_DTYPE.itemsize:
+                raise CorruptError(f"{path}: {size:,} bytes cannot be {documents:,} documents", "", _AGAIN)
+            return _mapped(file, path, DOCS_DTYPE, documents, found.end())
 
     def document(self, i: int) -> Tokens:
         """The tokens of document `i`, its end-of-text included."""
@@ -105,6 +109,19 @@ class Shard:
                 "at least one token differs from what was written: the disk or a copy damaged it",
                 _AGAIN,
             )
+
+
+def _mapped(file: BufferedReader, path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
+    """`count` items from `offset` on, read-only, through the page cache."""
+    if not count:
+        return np.empty(0, dtype)
+    try:
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise from_os_error(error, path, "mapped") from error
+    if dtype != DOCS_DTYPE and hasattr(view, "madvise"):  # readahead around random windows reads 350 times what is used
+        view.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(view, dtype, count, offset)
 
 
 class TokenStream:
@@ -175,8 +192,16 @@ class TokenFolder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that lies in the folder."""
-        record = self.manifest.tokenizer
-        return Tokenizer.load(self.path / "tokenizer.tiktoken", record.name, record.ranks_sha256)
+        path, record = self.path / "tokenizer.tiktoken", self.manifest.tokenizer
+        tokenizer = Tokenizer.load(path, record.name, record.ranks_sha256)
+        if (tokenizer.vocab_size, tokenizer.eot) != (record.vocab_size, record.eot):
+            raise CorruptError(
+                f"{path}: a vocabulary of {tokenizer.vocab_size} that ends with end-of-text {tokenizer.eot}, "
+                f"the manifest says {record.vocab_size} and {record.eot}",
+                "some ids would mean nothing, or something else",
+                _AGAIN,
+            )
+        return tokenizer
 
     def shards(self, split: Split) -> list[Shard]:
         """The split's open shards, in order."""

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from harness import complains
@@ -167,3 +168,56 @@ def test_a_swapped_tokenizer(folder: Path) -> None:
     path.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(CorruptError, match="with another tokenizer every token means something else"):
         TokenFolder(folder).tokenizer  # noqa: B018
+
+
+def npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"PK\x03\x04" + b"\0" * 60, npy(b"(" * 200), npy(b'{"descr": """'), npy(b"{'descr': '|O', 'shape': (1,)}")],
+    ids=["empty", "a zip", "deep", "an open string", "objects"],
+)
+def test_a_sidecar_that_is_none(folder: Path, data: bytes) -> None:
+    """numpy.load has five kinds of exception for these."""
+    (folder / "train-00000.docs.npy").write_bytes(data)
+    with pytest.raises(CorruptError, match=r"train-00000\.docs\.npy: not a document index"):
+        TokenFolder(folder).shards("train")[0].documents  # noqa: B018
+
+
+def test_a_sidecar_of_another_length(folder: Path) -> None:
+    path = folder / "train-00000.docs.npy"
+    data = path.read_bytes()
+    shard = TokenFolder(folder).shards("train")[0]
+    for damaged in (data[:-16], data + data[-16:], data[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptError, match=r"bytes cannot be [0-9,]+ documents"):
+            shard.documents  # noqa: B018
+    path.write_bytes((folder / "val-00000.docs.npy").read_bytes())
+    with pytest.raises(CorruptError, match=r"documents, expected"):
+        shard.documents  # noqa: B018
+
+
+def test_the_sidecar_is_what_numpy_loads(folder: Path) -> None:
+    for shard in TokenFolder(folder).shards("val"):
+        loaded = np.load(shard.path.with_suffix(".docs.npy"), allow_pickle=False)
+        assert loaded.dtype == shard.documents.dtype
+        assert np.array_equal(loaded, shard.documents)
+
+
+def test_a_sidecar_behind_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    path = folder / "train-00000.docs.npy"
+    path.replace(tmp_path / "elsewhere.npy")
+    path.symlink_to(tmp_path / "elsewhere.npy")
+    with pytest.raises(CorruptError, match="links are not followed"):
+        TokenFolder(folder).shards("train")[0].documents  # noqa: B018
+
+
+@pytest.mark.parametrize(("vocab_size", "eot"), [(513, 511), (512, 5)])
+def test_a_tokenizer_of_another_size(folder: Path, vocab_size: int, eot: int) -> None:
+    tokens = TokenFolder(folder)
+    tokenizer = msgspec.structs.replace(tokens.manifest.tokenizer, vocab_size=vocab_size, eot=eot)
+    tokens.manifest = msgspec.structs.replace(tokens.manifest, tokenizer=tokenizer)
+    with pytest.raises(CorruptError, match=rf"ends with end-of-text 511, the manifest says {vocab_size} and {eot}"):
+        tokens.tokenizer  # noqa: B018

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from pipeline import runs
 from pipeline.layout import Layout
+from shards.atomic import locked, make_folder
 from shards.errors import ConfigError, CorruptError, MillpondError, RefusedError
 from shards.manifest import MANIFEST, Manifest, Split
 from shards.reader import TokenFolder
@@ -94,17 +94,16 @@ def garbage(layout: Layout) -> list[Row]:
 
 def remove(layout: Layout, row: Row) -> None:
     """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
-    lock = FileLock(layout.lock(row.folder))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RefusedError(f"{row.folder}: another process is working on it", "", "wait for it") from None
-    try:
+
+    def when_held() -> None:
+        raise RefusedError(f"{row.folder}: another process is working on it", "", "wait for it")
+
+    lock = layout.lock(row.folder)
+    make_folder(lock.parent)
+    with locked(lock, when_held):
         if users := _users(layout, strict=True).get(row.folder):
             raise RefusedError(f"{row.folder}: run {users[0]} was started on it", "it would not go on without")
         shutil.rmtree(layout.tokens / row.folder)
-    finally:
-        lock.release()
 
 
 def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:

@@ -80,9 +80,14 @@ class Layout(NamedTuple):
         """The receipt of a stage that has no folder of its own to put it in."""
         return self.home / "receipts" / f"{stage}-{target}.json"
 
+    @property
+    def locks(self) -> Path:
+        """All lock files."""
+        return self.home / "locks"
+
     def lock(self, target: str) -> Path:
         """Held by the one process that works on `target`."""
-        return self.home / "locks" / f"{target}.lock"
+        return self.locks / f"{target}.lock"
 
     def require_writable(self) -> None:
         """Make the home folder; HostError when nothing can be written there, before any work is done."""

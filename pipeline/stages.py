@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from pipeline import folders, receipt, runs
 from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
-from shards.atomic import make_folder, move, sha256_of, sweep
+from shards.atomic import locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
@@ -48,7 +47,9 @@ class Pipeline:
         with self._locked(f"raw-{wanted.name}", path):
             sweep(raw)
             max_tokens, note = self.recipe.tokens.max_tokens, self.terminal.note
-            corpus = corpora.fetch(self.recipe.corpus, raw, max_tokens=max_tokens, force=force, note=note)
+            corpus = corpora.fetch(
+                self.recipe.corpus, raw, locks=self.layout.locks, max_tokens=max_tokens, force=force, note=note
+            )
             print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
             done = receipt.read(path, print_) is not None and not force
             seconds = time.perf_counter() - began
@@ -212,25 +213,21 @@ class Pipeline:
 
         Only order rests on the lock: every file is published whole regardless.
         """
-        path = self.layout.lock(target)
-        make_folder(path.parent)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+
+        def when_held() -> None:
             if not wait:
                 raise RefusedError(
                     f"{target.replace('-', ' ', 1)}: another process is working on it",
                     "two would overwrite each other's checkpoints",
                     "wait for it, or use another --name",
-                ) from None
+                )
             self.terminal.note(f"another process is working on {target}; waiting for it")
-            lock.acquire()
-        try:
+
+        path = self.layout.lock(target)
+        make_folder(path.parent)
+        with locked(path, when_held):
             sweep(receipt_path.parent, receipt_path.name)
             yield
-        finally:
-            lock.release()
 
 
 def cores() -> int:

@@ -8,8 +8,9 @@ from pipeline.fingerprint import fingerprint, identity
 from pipeline.layout import Layout
 from prepare import estimate, parts, screen, vocabulary
 from prepare.builder import Job
+from prepare.download import Note
 from prepare.encode import EngineName
-from prepare.sources import Corpus, Note
+from prepare.sources import Corpus
 from shards.errors import ConfigError, CorruptError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MANIFEST, Manifest, PartRecord

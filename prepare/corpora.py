@@ -15,14 +15,14 @@ import msgspec
 
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
-from prepare.download import matches
+from prepare.download import Note, matches
 from prepare.rows import SUFFIXES, is_text
 from prepare.screen import parse_filters
-from prepare.sources import Corpus, HubCorpus, Note, state_of
-from shards.atomic import make_folder, publish_bytes, sha256_of
+from prepare.sources import Corpus, HubCorpus, state_of
+from shards.atomic import make_folder, publish_bytes, read_whole, sha256_of
 from shards.errors import ConfigError, CorruptError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
-from shards.manifest import CorpusRecord, SourceRecord, Split, decode, encode
+from shards.manifest import MAX_BYTES, CorpusRecord, SourceRecord, Split, decode, encode
 
 
 def _fineweb(repo: str, files: str) -> CorpusConfig:
@@ -90,12 +90,19 @@ def _default_name(config: CorpusConfig) -> str:
 
 
 def fetch(
-    config: CorpusConfig, raw: Path, *, max_tokens: int = 0, force: bool = False, note: Note = lambda _: None
+    config: CorpusConfig,
+    raw: Path,
+    *,
+    locks: Path | None = None,
+    max_tokens: int = 0,
+    force: bool = False,
+    note: Note = lambda _: None,
 ) -> Corpus:
     """Pin the corpus, or find what was pinned before; `force` pins anew what is there today.
 
     Files of the Hub come later, each when it is first asked for, and the next ones while that is being read, unless
-    `max_tokens` should be reached without them. `note` is told what takes long.
+    `max_tokens` should be reached without them. `note` is told what takes long; `locks` is the folder where processes
+    that want the same file find each other.
     """
     config = resolve(config)
     if config.kind == "files":
@@ -108,7 +115,7 @@ def fetch(
         "val_files": " ".join(config.val_files),
     }
     lock_path = raw / "lock.json"
-    lock = decode(lock_path.read_bytes(), _Lock, lock_path) if lock_path.exists() and not force else None
+    lock = _read_lock(lock_path) if lock_path.exists() and not force else None
     if lock is None or lock.asked != asked:
         make_folder(raw)
         if config.kind == "hub":
@@ -119,7 +126,8 @@ def fetch(
         publish_bytes(lock_path, encode(lock))
     if config.kind == "hub":
         record = msgspec.structs.replace(lock.record, text_column=config.text_column)  # pinned are files, not columns
-        return HubCorpus(record, lock.sources, raw, max_tokens=max_tokens, keep=config.keep_raw, note=note)
+        locks = locks or raw.with_name("locks")
+        return HubCorpus(record, lock.sources, raw, locks, max_tokens=max_tokens, keep=config.keep_raw, note=note)
     paths = [raw / source.name for source in lock.sources]
     states = [*map(state_of, paths)]
     for source in lock.sources:
@@ -130,6 +138,27 @@ def fetch(
                 "millpond fetch CONFIG --force",
             )
     return Corpus(lock.record, lock.sources, paths, states)
+
+
+def _read_lock(path: Path) -> _Lock:
+    """CorruptError when it could not have been written here."""
+    lock = decode(read_whole(path, MAX_BYTES), _Lock, path)
+    details, strays = lock.record.details, [file.name for file in lock.sources if _leads_out(file.name)]
+    is_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", details.get("repo", "")) and re.fullmatch(
+        "[0-9a-f]{40}", details.get("commit", "")
+    )
+    if strays or (lock.record.kind == "hub" and not is_hub):
+        raise CorruptError(
+            f"{path}: pins what cannot be: {strays[0] if strays else details}",
+            "it says which files are fetched, and from where",
+            "millpond fetch CONFIG --force",
+        )
+    return lock
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a source's name is no path inside a folder."""
+    return name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def _local_files(config: CorpusConfig) -> Corpus:
@@ -198,7 +227,7 @@ def _require_readable(names: list[str], where: str) -> None:
 def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
     found = hub.resolve(config.repo, config.revision, config.files + config.val_files)
     for file in found.files:
-        if file.name.startswith("/") or ".." in file.name.split("/"):
+        if _leads_out(file.name):
             raise CorruptError(
                 f"{config.repo}: {file.name!r} leads out of its folder", "such a listing is not believed"
             )

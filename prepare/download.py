@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -25,10 +25,14 @@ from shards.errors import NetworkError, from_os_error
 TRIES = 5  # in a row without a byte of progress; and of the whole file, when its bytes were wrong, WRONG_TRIES
 WRONG_TRIES = 3
 BACKOFF = 1.0  # seconds before the second try, doubled each time, jittered
+LONG_WAIT = 10.0  # seconds, which are said
 MAX_WAIT = 300.0  # seconds; a longer Retry-After is not believed
 SEGMENT = 32 << 20  # bytes for which one more connection is worth it
 CHUNK = 1 << 20
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
+
+
+Note = Callable[[str], None]
 
 
 class Remote(NamedTuple):
@@ -62,8 +66,10 @@ def matches(path: Path, size: int, digest: str) -> bool:
     return hasher.hexdigest() == expected
 
 
-def download(remote: Remote, path: Path, stop: threading.Event, connections: int = 4) -> None:
-    """Fetch `remote` to `path`, going on from what an earlier process left.
+def download(
+    remote: Remote, path: Path, stop: threading.Event, note: Note = lambda _: None, connections: int = 4
+) -> None:
+    """Fetch `remote` to `path`, going on from what an earlier process left. `note` is told of long waits.
 
     NetworkError with the reason when the bounded tries are used up, DiskError when the disk is; CancelledError soon
     after another thread sets `stop`.
@@ -74,11 +80,16 @@ def download(remote: Remote, path: Path, stop: threading.Event, connections: int
     stem = f".{path.name}.{remote.digest.partition(':')[2][:12]}"
     parts = [path.with_name(f"{stem}.{i + 1}of{count}.part") for i in range(count)]
     found = ""
+    ended = threading.Event()
+
+    def is_over() -> bool:
+        return ended.is_set() or stop.is_set()
+
     for _ in range(WRONG_TRIES):
-        ended = threading.Event()
+        ended.clear()
         with ThreadPoolExecutor(count) as pool:
             running = [
-                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], ended, stop)
+                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], is_over, note)
                 for i, part in enumerate(parts)
             ]
             try:
@@ -121,7 +132,7 @@ def _join(remote: Remote, parts: list[Path], path: Path) -> str:
     return found
 
 
-def _segment(remote: Remote, part: Path, first: int, last: int, ended: threading.Event, stop: threading.Event) -> None:
+def _segment(remote: Remote, part: Path, first: int, last: int, is_over: Callable[[], bool], note: Note) -> None:
     """Bytes `first` to `last` of the file into `part`, appended to what is there."""
     if part.exists() and part.stat().st_size > last - first:
         part.unlink()
@@ -129,9 +140,9 @@ def _segment(remote: Remote, part: Path, first: int, last: int, ended: threading
         return
     try:
         with part.open("ab", buffering=0) as out:
-            for chunk in _persistently(remote, first + out.tell(), last, stop):
+            for chunk in _persistently(remote, first + out.tell(), last, is_over, note):
                 _write_all(out.fileno(), chunk)
-                if ended.is_set() or stop.is_set():
+                if is_over():
                     return
     except OSError as error:
         raise from_os_error(error, part, "written") from error
@@ -139,14 +150,14 @@ def _segment(remote: Remote, part: Path, first: int, last: int, ended: threading
 
 def read_range(remote: Remote, first: int, last: int) -> bytes:
     """Bytes `first` to `last` of the file. What they are is not compared with the commit: only for an estimate."""
-    return b"".join(_persistently(remote, first, last, threading.Event()))
+    return b"".join(_persistently(remote, first, last, lambda: False, lambda _: None))
 
 
-def _persistently(remote: Remote, first: int, last: int, stop: threading.Event) -> Iterator[bytes]:
+def _persistently(remote: Remote, first: int, last: int, is_over: Callable[[], bool], note: Note) -> Iterator[bytes]:
     """Bytes `first` to `last`, asked for again from where they stopped; NetworkError when that does not help."""
     at, failures = first, 0
     with requests.Session() as session:
-        while not stop.is_set():
+        while not is_over():
             try:
                 for chunk in _stream(session, remote, at, last):
                     at += len(chunk)
@@ -161,7 +172,12 @@ def _persistently(remote: Remote, first: int, last: int, stop: threading.Event) 
                         "what has come so far is kept",
                         "run the same command again later: it goes on from there",
                     ) from error
-                stop.wait(error.after if error.after is not None else _backoff(failures))
+                seconds = error.after if error.after is not None else _backoff(failures)
+                if seconds >= LONG_WAIT:
+                    note(f"{remote.url}: {error}; asking again in {seconds:.0f} s")
+                until = time.monotonic() + seconds
+                while time.monotonic() < until and not is_over():
+                    time.sleep(min(0.1, seconds))
 
 
 def _stream(session: requests.Session, remote: Remote, first: int, last: int) -> Iterator[bytes]:
@@ -216,8 +232,8 @@ def _check(response: requests.Response, remote: Remote, first: int) -> int:
         raise _Again("a web page came instead of the file: a login page or a proxy answers in the Hub's place")
     if status == 200:
         length = response.headers.get("Content-Length")
-        if length is not None and int(length) != remote.size:
-            raise _Again(f"{int(length):,} bytes are offered, the listing says {remote.size:,}")
+        if length is not None and length.strip() != str(remote.size):
+            raise _Again(f"{length} bytes are offered, the listing says {remote.size}")
         return first
     found = response.headers.get("Content-Range", "")
     if not found.startswith(f"bytes {first}-") or not found.endswith(f"/{remote.size}"):

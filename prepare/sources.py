@@ -2,17 +2,15 @@
 
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from prepare import hub
-from prepare.download import Remote, download, matches
-from shards.atomic import make_folder, sweep
+from prepare.download import Note, Remote, download, matches
+from shards.atomic import locked, make_folder, sweep
 from shards.errors import CorruptError, NetworkError
 from shards.hub_access import is_offline
 from shards.manifest import CorpusRecord, SourceRecord
@@ -21,8 +19,6 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing is deleted there
     fcntl = None  # type: ignore[assignment]
-
-Note = Callable[[str], None]
 
 COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is fetched ahead depends on it
 FILES_AHEAD = 2  # fetched while one is read; each over several connections
@@ -92,10 +88,18 @@ class HubCorpus(Corpus):
     """
 
     def __init__(
-        self, record: CorpusRecord, sources: list[SourceRecord], raw: Path, *, max_tokens: int, keep: bool, note: Note
+        self,
+        record: CorpusRecord,
+        sources: list[SourceRecord],
+        raw: Path,
+        locks: Path,
+        *,
+        max_tokens: int,
+        keep: bool,
+        note: Note,
     ) -> None:
         super().__init__(record, sources, [raw / source.name for source in sources], [])
-        self._raw, self._keep, self._note = raw, keep, note
+        self._raw, self._locks, self._keep, self._note = raw, locks, keep, note
         tokens = np.cumsum([source.nbytes for source in sources]) / COMPRESSED_BYTES_PER_TOKEN
         self.wanted = min(len(sources), 1 + int(np.searchsorted(tokens, max_tokens or sys.maxsize)))
         self._stop = threading.Event()
@@ -142,7 +146,7 @@ class HubCorpus(Corpus):
         return self._fetched[i]
 
     def _lock(self, what: str) -> Path:
-        return make_folder(self._raw.with_name(".locks")) / f"{self._raw.name}{what}.lock"
+        return make_folder(self._locks) / f"files-{self._raw.name}{what}.lock"
 
     def _remote(self, i: int) -> Remote:
         return hub.remote(self.record.details["repo"], self.record.details["commit"], self.sources[i])
@@ -167,11 +171,11 @@ class HubCorpus(Corpus):
                 "",
                 "unset HF_HUB_OFFLINE",
             )
-        with FileLock(self._lock(f".{i}")):  # two recipes may want the same file at once
+        with locked(self._lock(f".{i}")):  # two recipes may want the same file at once
             if self._find(i) is None:
                 self._note(f"downloading {source.name}, {source.nbytes / 1e6:,.1f} MB")
                 sweep(make_folder(path.parent), path.name)
-                download(self._remote(i), path, self._stop)
+                download(self._remote(i), path, self._stop, self._note)
         return path
 
 

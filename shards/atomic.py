@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -82,6 +82,29 @@ def read_whole(path: Path, most: int, *, follow_links: bool = True) -> bytes:
             return file.read()
         except OSError as error:
             raise from_os_error(error, path, "read") from error
+
+
+@contextmanager
+def locked(path: Path, when_held: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path`, in a folder that exists, against other processes and threads.
+
+    `when_held` is called when somebody else holds it: what it raises is raised, otherwise this waits.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            when_held()
+            lock.acquire()
+    except OSError as error:  # Timeout is one, but what when_held raises is not
+        raise from_os_error(error, path, "locked") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 Identical inputs give identical bytes. It may come from a stranger, so its schema is strict and its size bounded.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -10,12 +11,12 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from shards.atomic import publish_bytes
-from shards.errors import ConfigError, CorruptError, from_os_error
+from shards.atomic import publish_bytes, read_whole
+from shards.errors import ConfigError, CorruptError
 from shards.header import Placement
 
 MANIFEST = "manifest.json"
-MAX_BYTES = 64 << 20  # of a manifest that is believed
+MAX_BYTES = 32 << 20  # of a manifest that is believed
 
 T = TypeVar("T")
 Split = Literal["train", "val"]
@@ -185,20 +186,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
     def read(cls, folder: Path) -> "Manifest":
         """The manifest of `folder`; ConfigError when there is none, CorruptError when it is not one."""
         path = folder / MANIFEST
-        try:
-            nbytes = path.stat().st_size
-            data = path.read_bytes() if nbytes <= MAX_BYTES else b""
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             raise ConfigError(
                 f"{path}: no such file",
                 "a token folder is finished when its manifest exists",
                 "millpond prepare CONFIG",
-            ) from None
-        except OSError as error:
-            raise from_os_error(error, path, "read") from error
-        if nbytes > MAX_BYTES:
-            raise CorruptError(f"{path}: {nbytes} bytes, a manifest has at most {MAX_BYTES}")
-        return decode(data, cls, path)
+            )
+        return decode(read_whole(path, MAX_BYTES, follow_links=False), cls, path)
 
 
 def encode(record: msgspec.Struct) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from shards import place as places
-from shards.atomic import make_folder, publish_bytes, publish_file, sha256_of, sweep
+from shards.atomic import locked, make_folder, publish_bytes, publish_file, sha256_of, sweep
 from shards.card import CARD, card
 from shards.errors import ConfigError, CorruptError, DiskError, NetworkError, RefusedError, from_os_error
 from shards.header import HEADER_BYTES, MAX_FILE_BYTES
@@ -255,22 +255,16 @@ def _check_disk(folder: Path, needed: int) -> None:
 @contextmanager
 def _working(folder: Path, work: Path) -> Iterator[None]:
     """The folder of half pulled files, held by this process alone."""
-    from filelock import FileLock, Timeout
-
     if work.is_symlink():
         raise CorruptError(f"{work}: is a link, and links are not followed in a token folder")
-    make_folder(work)
-    lock = FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RefusedError(f"{folder}: another process is pulling into it", "", "wait for it") from None
-    try:
+
+    def when_held() -> None:
+        raise RefusedError(f"{folder}: another process is pulling into it", "", "wait for it")
+
+    with locked(make_folder(work) / "lock", when_held):
         for name in (MANIFEST, CARD):
             sweep(folder, name)
         yield
-    finally:
-        lock.release()
 
 
 def _fetch_all(place: Place, folder: Path, files: dict[str, tuple[Path, int, str]], note: Note) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import read_whole
-from shards.errors import ConfigError, CorruptError, from_os_error
+from shards.errors import ConfigError, CorruptError
 from shards.manifest import decode
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ class Tokenizer:
         merges in a tokenizer.json are compared with that. CorruptError when the file is neither, ConfigError when its
         tokenizer is none of our form.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise from_os_error(error, path, "read") from error
+        data = read_whole(path, 8 * _MAX_BYTES)
         merges = None
         if isinstance(decode(data, dict, path).get("model"), dict):
             found = decode(data, TokenizerJson, path)

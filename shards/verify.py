@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards.atomic import sha256_of
 from shards.errors import CorruptError, MillpondError
 from shards.manifest import Manifest, Split
-from shards.reader import Shard, TokenFolder
+from shards.reader import Shard, TokenFolder, Tokens
 from shards.split import is_val
+
+BLOCK_TOKENS = 1 << 22
 
 
 class Finding(NamedTuple):
@@ -67,7 +70,17 @@ def _inside(shard: Shard) -> Iterator[str]:
         yield f"the largest id is {largest}, the header says {header.max_id}"
     if header.placement is None:  # ready tokens, their end-of-text wherever their maker put it
         return
-    marks = np.flatnonzero(tokens == header.eot)
+    marks = _marks(tokens, header.eot, at_most=len(starts) + 1)
     expected = starts if header.placement == "before" else np.append(starts[1:], header.tokens)[: len(starts)] - 1
     if not np.array_equal(marks, expected):
         yield f"{len(marks)} end-of-text tokens do not stand where the sidecar's {len(starts)} documents meet"
+
+
+def _marks(tokens: Tokens, eot: int, at_most: int) -> NDArray[np.int64]:
+    """Where the end-of-text stands, as far as there are not many more than there may be."""
+    found = [np.empty(0, np.int64)]
+    for at in range(0, len(tokens), BLOCK_TOKENS):
+        found.append(at + np.flatnonzero(tokens[at : at + BLOCK_TOKENS] == eot))
+        if sum(map(len, found)) > at_most:
+            break
+    return np.concatenate(found)

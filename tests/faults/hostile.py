@@ -109,7 +109,9 @@ class Folder:
                     shard.append(tokens, starts, np.full(12, hashes + i, np.uint64))
                     records.append(shard.seal())
             counts = Counts(rows=24, text_bytes=48)
-            parts.append(PartRecord(source=0, first=0, last=1, counts=counts, train=records[0], val=records[1]))
+            parts.append(
+                PartRecord(source=0, first=0, last=1, ends_source=True, counts=counts, train=records[0], val=records[1])
+            )
         Manifest(
             fingerprint="ab" * 32,
             corpus=CorpusRecord(kind="files", name="hostile", text_column="text", details={"a": "b"}),
@@ -125,7 +127,6 @@ class Folder:
             placement="before",
             val_fraction=0.1,
             part_tokens=1000,
-            complete=True,
             parts=parts,
         ).write(self.path)
         self.files = {path.name: path.read_bytes() for path in self.path.iterdir()}

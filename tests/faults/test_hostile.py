@@ -21,7 +21,6 @@ def test_nothing_foreign_is_raised(said: list[str]) -> None:
     assert not [line for line in said if line.startswith("FAULT") and "as manifest.json" not in line]
 
 
-@pytest.mark.xfail(reason="Manifest.read opens a pipe and reads /dev/zero: it needs atomic.read_whole")
 def test_a_manifest_that_is_no_file(said: list[str]) -> None:
     assert not [line for line in said if line.startswith("FAULT") and "as manifest.json" in line]
 

@@ -172,7 +172,7 @@ def test_a_parquet_without_the_text_column(tmp_path: Path) -> None:
     lines = refused(run("prepare", toml, "--home", tmp_path / "home"), 2)
     assert lines[-3:] == [
         f"error: {tmp_path}/a.parquet: no column 'text', it has content",
-        "the documents are read from one column of text",
+        "the documents are read from one field of text",
         "to mend: name it with --set corpus.text_column=NAME",
     ]
 

@@ -71,7 +71,7 @@ def folder_of_killed(toml: Path, home: Path) -> Path:
         raise Killed
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(build, "_confirm_sources", die)
+    patch.setattr(build, "_publish", die)
     with pytest.raises(Killed):
         CliRunner().invoke(main, ["prepare", str(toml), "--home", str(home)], catch_exceptions=False)
     patch.undo()

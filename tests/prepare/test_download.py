@@ -57,7 +57,7 @@ REASONS = {
     "stall": "no byte came before the time-out",
     "html": "a web page came instead of the file: a login page or a proxy answers in the Hub's place",
     "flip": "3 times the wrong bytes: got sha256:",
-    "length": "1,000,004 bytes are offered, the listing says 1,000,000",
+    "length": "1000004 bytes are offered, the listing says 1000000",
     "404": "status 404 Not Found",
     "redirect-loop": "redirected in a circle",
 }

@@ -20,7 +20,7 @@ OUR_FORM = "millpond's tokenizers are byte-level BPEs that split text as GPT-2's
 
 @pytest.fixture(scope="module")
 def bpe(texts: list[str]) -> Tokenizer:
-    return vocabulary.train_bpe([_clean(list(texts))], 600)
+    return vocabulary.train_bpe([_clean((texts,))], 600)
 
 
 @pytest.fixture
@@ -205,5 +205,5 @@ def test_files_that_are_no_vocabulary(text: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"vocab\.json: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"vocab\.json: cannot be opened: No such file"):
         Tokenizer.from_vocab(tmp_path / "vocab.json")

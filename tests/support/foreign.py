@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from shards import Manifest, ShardWriter, TokenFolder
 from shards.interop import ForeignTokens, read_tokens
-from shards.manifest import CorpusRecord, Counts, PartRecord, ShardRecord, TokenizerRecord
+from shards.manifest import CorpusRecord, Counts, PartRecord, ShardRecord, SourceRecord, TokenizerRecord
 
 EOT = 299
 
@@ -43,17 +43,17 @@ def folder_of(
     Manifest(
         fingerprint=fingerprint,
         corpus=CorpusRecord(kind="tokens", name="foreign", text_column="", details={}),
-        sources=[],
+        sources=[SourceRecord(name=f"{i}.bin", nbytes=0, digest="sha256:" + "0" * 64) for i in range(len(parts))],
         tokenizer=tokenizer,
         placement=placement,
         val_fraction=0,
         part_tokens=1 << 20,
-        complete=True,
         parts=[
             PartRecord(
                 source=i,
                 first=0,
                 last=0,
+                ends_source=True,
                 counts=Counts(),
                 train=shard(f"train-{i:05}.bin", train),
                 val=shard(f"val-{i:05}.bin", val),

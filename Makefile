@@ -5,7 +5,7 @@ PYTHON ?= python3
 PROMPT ?= The
 
 millpond := .venv/bin/millpond
-settings := $(foreach setting,$(SET),--set $(setting))
+settings := $(foreach setting,$(SET),--set '$(setting)')
 
 .DEFAULT_GOAL := help
 
@@ -16,6 +16,9 @@ help: ## This list
 
 prepare: $(millpond) ## Text in, verified token shards out
 	@$(millpond) prepare "$(CONFIG)" $(settings)
+
+plan: $(millpond) ## What preparing takes, before it begins
+	@$(millpond) plan "$(CONFIG)" $(settings)
 
 train: $(millpond) ## Prepare what is missing, train, evaluate, print samples
 	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(settings)
@@ -55,4 +58,4 @@ $(millpond): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help prepare train evaluate sample status doctor test check bench
+.PHONY: help prepare plan train evaluate sample status doctor test check bench

@@ -86,23 +86,23 @@ class Pipeline:
                 self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
                 return folder
             began = time.perf_counter()
-            manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
-            expected = wanted.expect(folder, manifest.parts, footers=False)
-            if shutil.disk_usage(folder).free < estimate.AMPLE * expected.peak:
-                expected = wanted.expect(folder, manifest.parts, footers=True)
+            done = manifest.parts if manifest else []
+            expected = wanted.expect(folder, done, footers=False)
+            if shutil.disk_usage(self.layout.home).free < estimate.AMPLE * expected.peak:
+                expected = wanted.expect(folder, done, footers=True)
             estimate.require_space(expected, self.layout.home)
-            job = wanted.job(folder, manifest, self._engine())
-            workers = tokens.workers or cores()
-            with self.terminal.tokens(expected.tokens) as advance:
-                try:
-                    on_ray = tokens.engine == "ray"
+            try:
+                manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
+                job = wanted.job(folder, manifest, self._engine())
+                with self.terminal.tokens(expected.tokens) as advance:
+                    workers, on_ray = tokens.workers or cores(), tokens.engine == "ray"
                     manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, on_ray=on_ray)
-                except DiskError as error:
-                    free = shutil.disk_usage(folder).free
-                    what = f"{error.what}; in all this needs about {expected.peak:,} bytes and {free:,} are free"
-                    raise DiskError(what, error.why, error.fix) from error
-                finally:
-                    corpus.close()
+            except DiskError as error:
+                free = shutil.disk_usage(self.layout.home).free
+                what = f"{error.what}; in all this needs about {expected.peak:,} bytes and {free:,} are free"
+                raise DiskError(what, error.why, error.fix) from error
+            finally:
+                corpus.close()
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
             receipt.write(path, "tokenize", wanted.fingerprint, counts, seconds)

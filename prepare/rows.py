@@ -21,7 +21,7 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt")
 DATASETS_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
-Rows = tuple[Sequence[Any], ...]  # the text first, then the columns that filters ask for
+Rows = tuple[Any, ...]  # the text first, an Arrow array or a sequence, then the columns that filters ask for
 
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)  # what damaged files raise, all seen
 
@@ -97,13 +97,7 @@ def _bounded(columns: list[Any]) -> Iterator[Rows]:
         yield from _bounded([column.slice(0, half) for column in columns])
         yield from _bounded([column.slice(half) for column in columns])
         return
-    others = [column.to_pylist() for column in columns[1:]]
-    try:
-        yield text.to_pylist(), *others
-    except UnicodeDecodeError:  # a writer that did not check its strings: decode and mend them one by one
-        binary = pa.large_binary() if pa.types.is_large_string(text.type) else pa.binary()
-        rows = text.view(binary).to_pylist()
-        yield [row if row is None else row.decode("utf-8", "surrogateescape") for row in rows], *others
+    yield text, *(column.to_pylist() for column in columns[1:])
 
 
 def _chunked(rows: Iterable[tuple[Any, ...]]) -> Iterator[Rows]:

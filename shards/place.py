@@ -143,6 +143,7 @@ class HubPlace(Place):
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         from huggingface_hub import HfApi, HfFileSystem, get_token
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         match = _HUB_URL.fullmatch(url)
         if match is None or match["repo"].partition("/")[0] in ("datasets", "models", "spaces", "buckets"):
@@ -164,6 +165,7 @@ class HubPlace(Place):
         self._prefix = f"{match['folder']}/" if match["folder"] else ""
         access: dict[str, Any] = {"endpoint": endpoint(), "token": token() or False}
         self._api = HfApi(**access)
+        disable_progress_bars()  # pull and push say themselves how far they are
         if create:
             self._asked("", lambda: self._api.create_repo(self.repo, repo_type="dataset", private=True, exist_ok=True))
         commit = self._asked("", lambda: self._api.dataset_info(self.repo, revision=self.revision).sha)

@@ -81,7 +81,7 @@ def push(folder: Path, url: str, note: Note) -> None:
     def sent(path: Path) -> None:
         nonlocal done
         done += 1
-        if path.name.endswith(".bin"):
+        if _is_said(path.name):
             note(f"{path.name}  {path.stat().st_size:,} bytes  {done} of {len(files)} files")
 
     place.send(todo, sent)
@@ -131,6 +131,11 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
 def look(url: str) -> Manifest:
     """The manifest of the token folder at `url`."""
     return _needed_manifest(open_place(url))
+
+
+def _is_said(name: str) -> bool:
+    """Whether a person wants to read that this file has arrived: the large ones are enough."""
+    return name.startswith("train-") and name.endswith(".bin")
 
 
 def _extent(manifest: Manifest) -> tuple[int, bool]:
@@ -275,7 +280,7 @@ def _fetch_all(place: Place, folder: Path, files: dict[str, tuple[Path, int, str
             for done, future in enumerate(as_completed(running), 1):
                 future.result()
                 name = running[future]
-                if name.endswith(".bin"):
+                if _is_said(name):
                     note(f"{name}  {files[name][1]:,} bytes  {done} of {len(files)} files")
         except BaseException:
             place.stop.set()

@@ -12,7 +12,8 @@ from pipeline.config import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+PREPARING = (ROOT / "docs" / "preparing.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README + PREPARING, re.DOTALL)
 
 
 def commands(program: str) -> list[list[str]]:
@@ -23,8 +24,10 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("arguments", commands("millpond"), ids=" ".join)
 def test_every_command_parses(arguments: list[str]) -> None:
-    verb = main.commands[arguments[0]]
-    with verb.make_context(arguments[0], arguments[1:]) as context:
+    verb, rest = main.commands[arguments[0]], arguments[1:]
+    if isinstance(verb, click.Group):
+        verb, rest = verb.commands[rest[0]], rest[1:]
+    with verb.make_context(verb.name, rest) as context:
         assert isinstance(context, click.Context)
 
 
@@ -39,6 +42,17 @@ def test_every_make_target_is_there() -> None:
 def test_every_verb_is_shown() -> None:
     for verb in main.commands:
         assert verb in README, verb
+    shards = main.commands["shards"]
+    assert isinstance(shards, click.Group)
+    for verb in shards.commands:
+        assert f"millpond shards {verb}" in PREPARING, verb
+
+
+def test_every_setting_is_a_field() -> None:
+    """Those in the tables of docs/preparing.md."""
+    for setting in re.findall(r"`'?((?:corpus|tokens)\.\w+=[^`']+)", PREPARING):
+        if not setting.startswith(("corpus.kind=hub", "corpus.name")):
+            load("demo", (setting,))
 
 
 def test_the_recipe_loads(tmp_path: Path) -> None:
@@ -49,10 +63,10 @@ def test_the_recipe_loads(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(links) > 4
-    for link in links:
-        assert (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    assert len(re.findall(r"\]\(([^)#]+)\)", README)) > 4
 
 
 def test_it_can_be_read_in_one_sitting() -> None:
@@ -61,7 +75,8 @@ def test_it_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_file_map_names_every_room() -> None:
+    house = (ROOT / "docs" / "house.md").read_text()
     for package in ("shards", "prepare", "train", "pipeline"):
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{package}/`"))
-        for name in re.findall(r"`(\w+)`", row):
-            assert (ROOT / package / f"{name}.py").exists(), f"{package}/{name}.py"
+        row = next(line for line in house.splitlines() if line.startswith(f"| `{package}/`"))
+        rooms = {path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
+        assert rooms == set(re.findall(r"`(\w+)`", row))

@@ -121,7 +121,7 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Compare every byte of the token folder with its manifest."""
     pipeline = _pipeline(config, settings, home)[1]
-    pipeline.verify(pipeline.tokenize(pipeline.fetch()), force=force)
+    pipeline.verify(pipeline.given() or pipeline.tokenize(pipeline.fetch()), force=force)
 
 
 @main.command()

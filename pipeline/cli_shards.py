@@ -7,8 +7,8 @@ import click
 
 from pipeline.layout import Layout
 from pipeline.options import as_json, home, pipeline_of, print_json, terminal
-from shards.atomic import make_folder
-from shards.errors import CorruptError
+from shards.atomic import locked, make_folder
+from shards.errors import CorruptError, RefusedError
 
 WIDTH = 40  # of the histogram's longest bar
 
@@ -110,9 +110,10 @@ def verify(folder: str, full: bool, home: Path) -> None:
 def import_(files: tuple[str, ...], name: str, val_files: tuple[str, ...], tokenizer: str, home: Path) -> None:
     """Make a token folder from tokens that nanoGPT, llm.c, Megatron or numpy wrote."""
     from pipeline.config import Recipe
+    from pipeline.runs import checked_name
     from prepare.config import CorpusConfig, TokensConfig
 
-    corpus = CorpusConfig(kind="files", name=name, files=files, val_files=val_files)
+    corpus = CorpusConfig(kind="files", name=checked_name(name), files=files, val_files=val_files)
     recipe = Recipe(corpus=corpus, tokens=TokensConfig(tokenizer=tokenizer, val_fraction=0.0 if val_files else 0.005))
     pipeline_of(name, recipe, home).prepare()
 
@@ -159,7 +160,14 @@ def pull(url: str, parts: int | None, home: Path) -> None:
     layout.require_writable()
     manifest = look(url)
     folder = layout.token_folder(checked_name(manifest.corpus.name), manifest.fingerprint)
-    fetch(url, make_folder(folder.parent) / folder.name, terminal().note, parts=parts)
+    make_folder(folder.parent)
+    make_folder(layout.locks)
+
+    def when_held() -> None:
+        raise RefusedError(f"{folder.name}: another process is working on it", "", "wait for it")
+
+    with locked(layout.lock(folder.name), when_held):  # nobody prepares or deletes it meanwhile
+        fetch(url, folder, terminal().note, parts=parts)
     click.echo(f"{folder}\nto train on it: millpond train CONFIG --set tokens.folder={folder.name}")
 
 
@@ -172,9 +180,15 @@ def gc(yes: bool, home: Path) -> None:
 
     rows = garbage(Layout(home))
     for row in rows:
+        what = "unused "
         if yes:
-            remove(Layout(home), row)
-        click.echo(f"{'deleted' if yes else 'unused '} {row.folder}  {row.nbytes / 1e6:,.1f} MB")
+            try:
+                remove(Layout(home), row)
+                what = "deleted"
+            except RefusedError as error:
+                terminal().note(error.what)
+                continue
+        click.echo(f"{what} {row.folder}  {row.nbytes / 1e6:,.1f} MB")
     if rows and not yes:
         click.echo("to delete them: millpond shards gc --yes")
     if not rows:

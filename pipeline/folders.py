@@ -1,6 +1,5 @@
 """The token folders of a home: which there are, what is in them, which of them no run needs."""
 
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +7,10 @@ import numpy as np
 
 from pipeline import runs
 from pipeline.layout import Layout
-from shards.atomic import locked, make_folder
+from shards.atomic import discard, locked, make_folder
 from shards.errors import ConfigError, CorruptError, MillpondError, RefusedError
 from shards.manifest import MANIFEST, Manifest, Split
 from shards.reader import TokenFolder
-from shards.tokenizer import EOT_TEXT
 
 
 class Row(NamedTuple):
@@ -79,8 +77,8 @@ def document(path: Path, split: Split, number: int) -> str:
     left = number
     for shard in folder.shards(split):
         if 0 <= left < shard.header.documents:
-            text = folder.tokenizer.decode(shard.document(left))
-            return text.removeprefix(EOT_TEXT).removesuffix(EOT_TEXT)
+            ids, eot = shard.document(left).tolist(), folder.tokenizer.eot
+            return folder.tokenizer.decode(ids[ids[:1] == [eot] : len(ids) - (ids[-1:] == [eot] and len(ids) > 1)])
         left -= shard.header.documents
     total = sum(shard.header.documents for shard in folder.shards(split))
     raise ConfigError(f"{path.name}: no document {number} in {split}", f"it has {total:,}, counted from 0", "--doc N")
@@ -89,7 +87,8 @@ def document(path: Path, split: Split, number: int) -> str:
 def garbage(layout: Layout) -> list[Row]:
     """The token folders that no run was started on. CorruptError when a run does not say which one it was."""
     users = _users(layout, strict=True)
-    return [row for row in table(layout) if row.folder not in users]
+    rows = [row for row in table(layout) if row.folder not in users]
+    return [row for row in rows if not (layout.tokens / row.folder).is_symlink()]
 
 
 def remove(layout: Layout, row: Row) -> None:
@@ -103,20 +102,21 @@ def remove(layout: Layout, row: Row) -> None:
     with locked(lock, when_held):
         if users := _users(layout, strict=True).get(row.folder):
             raise RefusedError(f"{row.folder}: run {users[0]} was started on it", "it would not go on without")
-        shutil.rmtree(layout.tokens / row.folder)
+        discard(layout.tokens / row.folder)
 
 
 def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
     """The runs of each folder. When `strict`, a CorruptError for one that does not say: it might be any."""
     users: dict[str, list[str]] = {}
-    for path in sorted(layout.runs.glob("*/tokens.json")):
+    for path in sorted({*layout.runs.glob("*/tokens.json"), *layout.runs.glob("*/run.toml")}):
         try:
             folder = runs.pinned(layout.run(path.parent.name)).folder
         except CorruptError:
             if strict:
                 raise
             continue
-        users.setdefault(folder, []).append(path.parent.name)
+        if path.parent.name not in users.setdefault(folder, []):
+            users[folder].append(path.parent.name)
     return users
 
 

@@ -19,7 +19,7 @@ from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout
 from pipeline.terminal import Terminal
-from shards.atomic import locked, make_folder, move, sha256_of, sweep
+from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
@@ -41,6 +41,12 @@ class Pipeline:
         """The corpus's files, on disk, hashed and pinned."""
         from prepare import corpora
 
+        if self.recipe.tokens.folder:
+            raise ConfigError(
+                f"tokens.folder is {self.recipe.tokens.folder}: there is nothing to fetch or to tokenize",
+                "prepare, verify and train use that folder as it is",
+                "leave tokens.folder out",
+            )
         wanted = corpora.resolve(self.recipe.corpus)
         raw, path = self.layout.raw(wanted.name), self.layout.receipt("fetch", wanted.name)
         began = time.perf_counter()
@@ -79,8 +85,9 @@ class Pipeline:
         folder = self.layout.token_folder(corpus.record.name, wanted.fingerprint)
         path = self.layout.receipt("tokenize", folder.name)
         with self._locked(folder.name, path):
+            sweep(folder.parent, folder.name)
             if force and folder.exists():
-                shutil.rmtree(folder)
+                discard(folder)
             manifest = wanted.published(folder)
             if manifest and not (folder / ".parts").exists() and _holds(manifest, tokens.max_tokens):
                 self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
@@ -137,19 +144,23 @@ class Pipeline:
 
     def prepare(self) -> Path:
         """fetch, tokenize, verify; or the token folder that the recipe names, verified."""
-        if self.recipe.tokens.folder:
-            folder = folders.find(self.layout, self.recipe.tokens.folder)
-            if folder.parent != self.layout.tokens:
-                raise ConfigError(
-                    f"tokens.folder: {folder} is not under {self.layout.tokens}",
-                    "runs find their tokens there",
-                    f"millpond shards pull {folder}",
-                )
-            self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
-        else:
-            folder = self.tokenize(self.fetch())
+        folder = self.given() or self.tokenize(self.fetch())
         self.verify(folder)
         return folder
+
+    def given(self) -> Path | None:
+        """The token folder that the recipe names, which is used as it is."""
+        if not self.recipe.tokens.folder:
+            return None
+        folder = folders.find(self.layout, self.recipe.tokens.folder)
+        if folder.resolve().parent != self.layout.tokens.resolve():
+            raise ConfigError(
+                f"tokens.folder: {folder} is not under {self.layout.tokens}",
+                "runs find their tokens there",
+                f"millpond shards pull {folder}",
+            )
+        self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
+        return self.layout.tokens / folder.name
 
     def train(self, name: str, *, fresh: bool = False) -> None:
         """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done."""
@@ -177,17 +188,18 @@ class Pipeline:
             from train.loop import Trainer
 
             began = time.perf_counter()
-            pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(folder)
-            try:
-                trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
-            except BaseException:
+            with self._locked(folder.name, self.layout.receipt("tokenize", folder.name)):  # until the run names it
+                pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(folder)
+                try:
+                    trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
+                except BaseException:
+                    if aside:
+                        move(aside, run.root)  # what cannot begin does not push aside what was
+                    raise
                 if aside:
-                    move(aside, run.root)  # what cannot begin does not push aside what was
-                raise
-            if aside:
-                self.terminal.note(f"the run before is kept as {aside.name}")
-            if not run.recipe.exists():
-                runs.begin(run, self.recipe, pinned)
+                    self.terminal.note(f"the run before is kept as {aside.name}")
+                if not run.recipe.exists():
+                    runs.begin(run, self.recipe, pinned)
             result = trainer.run()
             numbers = {
                 "steps": result.steps,
@@ -236,8 +248,7 @@ def cores() -> int:
 
 
 def _holds(manifest: Manifest, max_tokens: int) -> bool:
-    tokens = manifest.tokens("train") + manifest.tokens("val")
-    return manifest.complete or (max_tokens > 0 and tokens >= max_tokens)
+    return manifest.complete or 0 < max_tokens <= sum(map(manifest.counted, manifest.parts))
 
 
 def _amount(manifest: Manifest) -> str:

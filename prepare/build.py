@@ -35,15 +35,16 @@ def tokenize(
     sweep(job.folder / ".parts")
     sealed = _sealed_before(job)
     for source in {record.source for record in sealed.values()}:
-        _release_if_sealed(corpus, source, sealed)
+        if _is_sealed(source, sealed):
+            corpus.release(source)
     parts = plan(corpus, job.manifest.part_tokens, sealed)
     hasher = Builder(job, advance) if job.manifest.dedup else None
     running: dict[Future[PartRecord], Part] = {}
     with open_pool(job, workers, on_ray=on_ray, advance=advance) as pool:
         while True:
             while len(running) < pool.depth:
-                estimates = {part.index: part.estimated_tokens for part in running.values()}
-                if _holds(sealed, estimates, max_tokens) or not (part := next(parts, None)):
+                estimates = {part.index: part.estimated_tokens * (part.split != "val") for part in running.values()}
+                if _holds(job.manifest, sealed, estimates, max_tokens) or not (part := next(parts, None)):
                     break
                 if hasher:
                     hasher.write_hashes(part)  # here and in order: a part may be built when all before it are hashed
@@ -55,8 +56,10 @@ def tokenize(
             for future in finished:
                 part = running.pop(future)
                 sealed[part.index] = future.result()
-                _release_if_sealed(corpus, part.source, sealed)
-    return _publish(job, corpus, list(_prefix(sealed, max_tokens, len(job.manifest.parts))))
+                if _is_sealed(part.source, sealed):
+                    _confirm(job, corpus, part.source)
+                    corpus.release(part.source)
+    return _publish(job, corpus, list(_prefix(job.manifest, sealed, max_tokens)))
 
 
 def _check_tokenizer(job: Job) -> None:
@@ -84,12 +87,20 @@ def _sealed_before(job: Job) -> dict[int, PartRecord]:
     return sealed
 
 
-def _release_if_sealed(corpus: Corpus, source: int, sealed: dict[int, PartRecord]) -> None:
-    """Let go of a source file when all its parts are sealed: from its first byte or row group to its last."""
+def _is_sealed(source: int, sealed: dict[int, PartRecord]) -> bool:
+    """Whether all parts of a source file are sealed: from its first byte or row group to its last."""
     records = [(index, record) for index, record in sorted(sealed.items()) if record.source == source]
     (first_index, first), (last_index, last) = records[0], records[-1]
-    if first.first == 0 and last.ends_source and last_index - first_index + 1 == len(records):
-        corpus.release(source)
+    return first.first == 0 and last.ends_source and last_index - first_index + 1 == len(records)
+
+
+def _confirm(job: Job, corpus: Corpus, source: int) -> None:
+    """CorruptError, and nothing sealed is kept, unless the file is what it was when it was hashed."""
+    try:
+        corpus.confirm(source)
+    except CorruptError:
+        shutil.rmtree(job.folder / ".parts")
+        raise
 
 
 def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
@@ -104,11 +115,7 @@ def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
             "name other files",
         )
     for source in sorted({record.source for record in chosen[len(job.manifest.parts) :]}):
-        try:
-            corpus.confirm(source)
-        except CorruptError:
-            shutil.rmtree(job.folder / ".parts")
-            raise
+        _confirm(job, corpus, source)
     _write_card(job, manifest)
     manifest.write(job.folder)
     kept = {name for name, _ in manifest.files()}
@@ -126,20 +133,19 @@ def _write_card(job: Job, manifest: Manifest) -> None:
         publish_bytes(path, card(manifest, name).encode())
 
 
-def _prefix(sealed: dict[int, PartRecord], max_tokens: int, at_least: int) -> Iterator[PartRecord]:
-    """The parts from the first on without a gap, until they hold enough, and `at_least` so many."""
+def _prefix(manifest: Manifest, sealed: dict[int, PartRecord], max_tokens: int) -> Iterator[PartRecord]:
+    """The parts from the first on without a gap, until they hold enough, and all that were published."""
     tokens = index = 0
-    while index in sealed and (index < at_least or not max_tokens or tokens < max_tokens):
+    while index in sealed and (index < len(manifest.parts) or not max_tokens or tokens < max_tokens):
         yield sealed[index]
-        tokens += sealed[index].train.tokens + sealed[index].val.tokens
+        tokens += manifest.counted(sealed[index])
         index += 1
 
 
-def _holds(sealed: dict[int, PartRecord], running: dict[int, int], max_tokens: int) -> bool:
+def _holds(manifest: Manifest, sealed: dict[int, PartRecord], running: dict[int, int], max_tokens: int) -> bool:
     """Whether the parts from the first on without a gap hold `max_tokens`, those `running` by their estimates."""
     tokens = index = 0
     while max_tokens and tokens < max_tokens and (index in sealed or index in running):
-        record = sealed.get(index)
-        tokens += record.train.tokens + record.val.tokens if record else running[index]
+        tokens += manifest.counted(sealed[index]) if index in sealed else running[index]
         index += 1
     return bool(max_tokens) and tokens >= max_tokens

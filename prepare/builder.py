@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prepare.documents import read
 from prepare.encode import Encoded, Encoder, EngineName
 from prepare.parts import Part
-from prepare.screen import Screen, contains, forbidden_hashes, parse_filters
+from prepare.screen import Screen, contains, digest_of, forbidden_hashes, parse_filters
 from shards.atomic import AtomicFile, publish_bytes
 from shards.errors import CorruptError
 from shards.header import Placement
@@ -62,6 +62,12 @@ class Builder:
         self._dtype = np.dtype("<u2" if record.vocab_size <= 2**16 else "<u4")
         self._filters = parse_filters(manifest.filters)
         self._forbidden = forbidden_hashes(job.forbid)
+        if job.forbid and digest_of(self._forbidden) != manifest.forbidden:
+            raise CorruptError(
+                f"tokens.forbid: the validation of {', '.join(path.name for path in job.forbid)} changed meanwhile",
+                "the folder would not be what its fingerprint says",
+                "run the same command again",
+            )
 
     def build(self, part: Part) -> PartRecord:
         """Write and seal the shards of `part`."""

@@ -16,11 +16,11 @@ import msgspec
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
 from prepare.download import Note, matches
-from prepare.rows import SUFFIXES, is_text
+from prepare.rows import COMPRESSED, SUFFIXES, kind_of
 from prepare.screen import parse_filters
 from prepare.sources import Corpus, HubCorpus, state_of
 from shards.atomic import make_folder, publish_bytes, read_whole, sha256_of
-from shards.errors import ConfigError, CorruptError
+from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MAX_BYTES, CorpusRecord, SourceRecord, Split, decode, encode
 
@@ -76,6 +76,13 @@ def resolve(config: CorpusConfig) -> CorpusConfig:
             'set corpus.kind to "files" and corpus.files to your own texts',
         )
     named = _fineweb(dump[1], f"data/{dump[2]}") if dump else NAMED[config.name]
+    own = ("repo",) if named.kind == "hub" else ("repo", "files", "val_files")
+    if ignored := [field for field in own if getattr(config, field)]:
+        raise ConfigError(
+            f"corpus.{ignored[0]} is set, and corpus.name is {config.name!r}, which has its own",
+            "it would be ignored",
+            'leave it out, or set corpus.kind = "hub" and another name',
+        )
     return msgspec.structs.replace(
         config,
         kind=named.kind,
@@ -116,7 +123,14 @@ def fetch(
     }
     lock_path = raw / "lock.json"
     lock = _read_lock(lock_path) if lock_path.exists() and not force else None
-    if lock is None or lock.asked != asked:
+    if lock is not None and lock.asked != asked:
+        differing = ", ".join(key for key in asked if lock.asked.get(key) != asked[key])
+        raise RefusedError(
+            f"{lock_path}: corpus {config.name} is pinned with another {differing}",
+            "what was prepared from it could not grow any more",
+            "choose another corpus.name, or pin it anew: millpond fetch CONFIG --force",
+        )
+    if lock is None:
         make_folder(raw)
         if config.kind == "hub":
             lock = _pin_hub(config, asked)
@@ -125,7 +139,8 @@ def fetch(
             lock = _pin_python_docs(config, asked, raw)
         publish_bytes(lock_path, encode(lock))
     if config.kind == "hub":
-        record = msgspec.structs.replace(lock.record, text_column=config.text_column)  # pinned are files, not columns
+        # pinned are files, not what they are called and which column is read
+        record = msgspec.structs.replace(lock.record, name=config.name, text_column=config.text_column)
         locks = locks or raw.with_name("locks")
         return HubCorpus(record, lock.sources, raw, locks, max_tokens=max_tokens, keep=config.keep_raw, note=note)
     paths = [raw / source.name for source in lock.sources]
@@ -147,7 +162,7 @@ def _read_lock(path: Path) -> _Lock:
     is_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", details.get("repo", "")) and re.fullmatch(
         "[0-9a-f]{40}", details.get("commit", "")
     )
-    if strays or (lock.record.kind == "hub" and not is_hub):
+    if strays or not lock.sources or (lock.asked.get("kind") == "hub" and not is_hub):
         raise CorruptError(
             f"{path}: pins what cannot be: {strays[0] if strays else details}",
             "it says which files are fetched, and from where",
@@ -189,7 +204,8 @@ def _found(patterns: tuple[str, ...]) -> set[Path]:
     """The local files that match, Megatron's index beside its tokens included."""
     paths: set[Path] = set()
     for pattern in patterns:
-        names = glob.glob(os.path.expanduser(pattern), recursive=True)  # noqa: PTH207, PTH111  (Path.glob takes no absolute pattern)
+        plain = Path(pattern).expanduser()
+        names = [str(plain)] if plain.is_file() else glob.glob(str(plain), recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
         found = [Path(name).absolute() for name in names]  # as named: what a link leads to may have no suffix
         for path in found:
             if not path.exists():
@@ -209,10 +225,10 @@ def _require_readable(names: list[str], where: str) -> None:
     """ConfigError unless all files are text, or all are tokens."""
     tokens = [name for name in names if name.endswith((*TOKEN_SUFFIXES, ".idx"))]
     for name in names:
-        if not is_text(name) and name not in tokens:
+        if not kind_of(name) and name not in tokens:
             raise ConfigError(
                 f"{where}: {name}: unknown kind of file",
-                f"text is read from {', '.join(SUFFIXES)} and what the datasets library knows, tokens from "
+                f"text is read from {', '.join(SUFFIXES)} (also {', '.join(COMPRESSED)}), tokens from "
                 f"{', '.join(TOKEN_SUFFIXES)}",
                 "choose others with corpus.files, or convert it",
             )
@@ -225,7 +241,9 @@ def _require_readable(names: list[str], where: str) -> None:
 
 
 def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
-    found = hub.resolve(config.repo, config.revision, config.files + config.val_files)
+    patterns = config.files + config.val_files
+    indexes = tuple(pattern.removesuffix(".bin") + ".idx" for pattern in patterns if pattern.endswith(".bin"))
+    found = hub.resolve(config.repo, config.revision, patterns, indexes)
     for file in found.files:
         if _leads_out(file.name):
             raise CorruptError(
@@ -234,7 +252,8 @@ def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
     _require_readable([file.name for file in found.files], config.repo)
     sources = found.files
     if config.val_files:
-        is_val = {file.name: any(fnmatchcase(file.name, pattern) for pattern in config.val_files) for file in sources}
+        of_val = (*config.val_files, *(f"{pattern.removesuffix('.bin')}.idx" for pattern in config.val_files))
+        is_val = {file.name: any(fnmatchcase(file.name, pattern) for pattern in of_val) for file in sources}
         sources = [msgspec.structs.replace(file, split="val" if is_val[file.name] else "train") for file in sources]
         sources.sort(key=lambda file: file.split != "val")
     details = {"repo": config.repo, "commit": found.commit}

@@ -41,10 +41,10 @@ def read(
     """The documents of a range of a file, as rows.chunks reads it, that pass the filters and then the screen."""
     columns = [text_column, *(filter.column for filter in filters if filter.column != LENGTH)]
     for rows in chunks(path, first, last, columns):
-        yield _clean(rows, filters, screen)
+        yield clean(rows, filters, screen)
 
 
-def _clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = None) -> Batch:
+def clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = None) -> Batch:
     """Drop what is empty or unwanted, mend what UTF-8 cannot hold, hash, and count it all."""
     (everything, utf8), others = _texts(rows[0]), iter(rows[1:])
     kept = [i for i, text in enumerate(everything) if text]
@@ -53,7 +53,7 @@ def _clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = N
     for filter in filters:
         values = [*map(len, (text or "" for text in everything))] if filter.column == LENGTH else next(others)
         keeps = filter.keeps([values[i] for i in kept])
-        dropped[filter.text] = int(np.count_nonzero(~keeps))
+        dropped[filter.text] = dropped.get(filter.text, 0) + int(np.count_nonzero(~keeps))
         kept = [i for i, keep in zip(kept, keeps.tolist(), strict=True) if keep]
     texts, repaired = [everything[i] for i in kept], np.zeros(len(kept), np.bool_)
     try:

@@ -148,9 +148,9 @@ def _segment(remote: Remote, part: Path, first: int, last: int, is_over: Callabl
         raise from_os_error(error, part, "written") from error
 
 
-def read_range(remote: Remote, first: int, last: int) -> bytes:
+def read_range(remote: Remote, first: int, last: int, is_over: Callable[[], bool]) -> bytes:
     """Bytes `first` to `last` of the file. What they are is not compared with the commit: only for an estimate."""
-    return b"".join(_persistently(remote, first, last, lambda: False, lambda _: None))
+    return b"".join(_persistently(remote, first, last, is_over, lambda _: None))
 
 
 def _persistently(remote: Remote, first: int, last: int, is_over: Callable[[], bool], note: Note) -> Iterator[bytes]:

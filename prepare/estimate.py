@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from prepare import vocabulary
 from prepare.builder import Builder, Job
-from prepare.documents import read
+from prepare.documents import clean, read
 from prepare.download import Remote, read_range
 from prepare.parts import BYTES_PER_TOKEN, Part, ranges_of, text_bytes
 from prepare.rows import open_parquet
@@ -68,14 +69,19 @@ def estimate(corpus: Corpus, wanted: Wanted, *, footers: bool) -> Estimate:
     With `footers` from those of the parquet files, two requests for each that is not here; else from sizes alone.
     """
     sizes: list[_Size] = []
+    stop = threading.Event()
     with ThreadPoolExecutor(8) as pool:
-        first = list(pool.map(lambda i: _size_of(corpus, wanted, i, footers=footers), range(corpus.wanted)))
+        try:
+            first = list(pool.map(lambda i: _size_of(corpus, wanted, i, footers, stop), range(corpus.wanted)))
+        finally:
+            stop.set()  # on Ctrl-C none of them is waited for
     for i in range(len(corpus.sources)):
-        if wanted.max_tokens and sum(size.tokens for size in sizes) >= wanted.max_tokens:
+        counted = sum(size.tokens for size, source in zip(sizes, corpus.sources, strict=False) if source.split != "val")
+        if wanted.max_tokens and counted >= wanted.max_tokens:
             break
-        sizes.append(first[i] if i < len(first) else _size_of(corpus, wanted, i, footers=footers))
+        sizes.append(first[i] if i < len(first) else _size_of(corpus, wanted, i, footers, threading.Event()))
     tokens = sum(size.tokens for size in sizes)
-    if wanted.max_tokens:
+    if wanted.max_tokens and not corpus.sources[0].split:
         tokens = min(tokens, wanted.max_tokens + wanted.part_tokens // 2)
     done = sum(part.train.tokens + part.val.tokens for part in wanted.done)
     sealed = sum(path.stat().st_size for path in wanted.folder.glob("*-?????.*")) if tokens > done else sys.maxsize
@@ -116,9 +122,9 @@ def sample(corpus: Corpus) -> list[str]:
         return [text for batch in islice(read(place, first, last, column), 4) for text in batch.texts]
     if not corpus.sources[0].name.endswith(".parquet"):
         return []
-    file = open_parquet(Path(corpus.sources[0].name), [column], _Ranged(place))
-    groups = list(range(min(2, file.num_row_groups)))
-    return [text for text in file.read_row_groups(groups, columns=[column])[column].to_pylist() if text]
+    file = open_parquet(Path(corpus.sources[0].name), [column], _Ranged(place, threading.Event()))
+    table = file.read_row_groups(list(range(min(2, file.num_row_groups))), columns=[column])
+    return [text for batch in table.to_batches(1000) for text in clean((batch.column(0),)).texts]
 
 
 def rate_of(tokenizer: Tokenizer, texts: list[str]) -> float:
@@ -147,7 +153,7 @@ def rate_of(tokenizer: Tokenizer, texts: list[str]) -> float:
         return (record.train.tokens + record.val.tokens) / (time.perf_counter() - began)
 
 
-def _size_of(corpus: Corpus, wanted: Wanted, i: int, *, footers: bool) -> _Size:
+def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: threading.Event) -> _Size:
     """About how many tokens file number `i` has, and what of it is still to be fetched."""
     source, column = corpus.sources[i], corpus.record.text_column
     done = [part for part in wanted.done if part.source == i]
@@ -164,7 +170,7 @@ def _size_of(corpus: Corpus, wanted: Wanted, i: int, *, footers: bool) -> _Size:
     if source.name.endswith(TOKEN_SUFFIXES):
         return _Size(source.nbytes // 2, 0, source.nbytes)
     if source.name.endswith(".parquet") and footers:
-        metadata = open_parquet(Path(source.name), [column], _Ranged(place)).metadata
+        metadata = open_parquet(Path(source.name), [column], _Ranged(place, stop)).metadata
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         text = sum(text_bytes(group, column) for group in groups)
         return _Size(int(text / BYTES_PER_TOKEN), metadata.num_rows, source.nbytes)
@@ -175,8 +181,8 @@ def _size_of(corpus: Corpus, wanted: Wanted, i: int, *, footers: bool) -> _Size:
 class _Ranged(io.RawIOBase, IO[bytes]):
     """A file that is not here, read range by range."""
 
-    def __init__(self, remote: Remote) -> None:
-        self._remote, self._at = remote, 0
+    def __init__(self, remote: Remote, stop: threading.Event) -> None:
+        self._remote, self._stop, self._at = remote, stop, 0
 
     def readable(self) -> bool:
         return True
@@ -193,6 +199,6 @@ class _Ranged(io.RawIOBase, IO[bytes]):
 
     def read(self, size: int = -1) -> bytes:
         last = self._remote.size if size < 0 else min(self._remote.size, self._at + size)
-        data = read_range(self._remote, self._at, last) if last > self._at else b""
+        data = read_range(self._remote, self._at, last, self._stop.is_set) if last > self._at else b""
         self._at += len(data)
         return data

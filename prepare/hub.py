@@ -29,9 +29,9 @@ class Repository(NamedTuple):
     files: list[SourceRecord]
 
 
-def resolve(repo: str, revision: str, patterns: tuple[str, ...]) -> Repository:
-    """Ask the Hub which commit `revision` is, and which files match `patterns` there. A file's digest is the sha256 of
-    its bytes, or the git hash of what is small enough to lie in git itself.
+def resolve(repo: str, revision: str, patterns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Repository:
+    """Ask the Hub which commit `revision` is, and which files match `patterns` there, or the `optional` ones. A file's
+    digest is the sha256 of its bytes, or the git hash of what is small enough to lie in git itself.
 
     ConfigError when there is no such repository, revision or file; NetworkError when the Hub does not answer.
     """
@@ -58,15 +58,16 @@ def resolve(repo: str, revision: str, patterns: tuple[str, ...]) -> Repository:
             ),
         )
         for entry in entries:
-            if isinstance(entry, RepoFile) and any(fnmatchcase(entry.path, pattern) for pattern in patterns):
+            if isinstance(entry, RepoFile) and any(fnmatchcase(entry.path, pattern) for pattern in patterns + optional):
                 digest = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
                 found[entry.path] = SourceRecord(name=entry.path, nbytes=entry.size, digest=digest)
-    if not found:
-        raise ConfigError(
-            f"{repo} at {info.sha}: no file matches {', '.join(patterns)}",
-            "",
-            "check corpus.files against the Hub's page",
-        )
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ConfigError(
+                f"{repo} at {info.sha}: no file matches {pattern}",
+                "",
+                "check corpus.files and corpus.val_files against the Hub's page",
+            )
     return Repository(str(info.sha), str(licence or "")[:100], [found[path] for path in sorted(found)])
 
 

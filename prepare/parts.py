@@ -14,6 +14,7 @@ from prepare.screen import Filter
 from prepare.sources import Corpus
 from shards.header import MAX_FILE_BYTES
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
+from shards.interop import token_bytes
 from shards.manifest import PartRecord, Split
 
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
@@ -82,8 +83,9 @@ def ranges_of(path: Path, text_column: str, part_tokens: int) -> list[tuple[int,
         cuts = [(at, min(at + part_bytes, size)) for at in range(0, size, part_bytes)]
         return [(first, last, int((last - first) / BYTES_PER_TOKEN)) for first, last in cuts]
     if path.name.endswith(TOKEN_SUFFIXES):
-        step = part_tokens if size > MAX_FILE_BYTES else size // 2  # what fits one shard stays one
-        cuts = [(at, at + step) for at in range(0, size // 2, max(1, step))] or [(0, 0)]
+        tokens = size // token_bytes(path)
+        step = part_tokens if size > MAX_FILE_BYTES else tokens  # what fits one shard stays one
+        cuts = [(at, at + step) for at in range(0, tokens, max(1, step))] or [(0, 0)]
         return [(first, last, last - first) for first, last in cuts]
     return [(0, size, int(size / BYTES_PER_TOKEN))]  # a stream or a single document cannot be cut
 

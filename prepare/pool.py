@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -136,6 +137,7 @@ def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
             'tokens.engine is "ray", and Ray is not installed', "", 'pip install "millpond[ray]"'
         ) from error
     mine = not ray.is_initialized()
+    _require_reachable(os.environ.get("RAY_ADDRESS", ""))
     if mine:
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
     task = ray.remote(num_cpus=1)(_build_on_ray)
@@ -150,9 +152,28 @@ def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
         yield Pool(submit, 2 * int(ray.cluster_resources().get("CPU", 1)))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise HostError(
+            f"Ray: {str(error).splitlines()[0]}", "the parts that were sealed are kept", "run the same command again"
+        ) from error
     finally:
         if mine:
             ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """HostError when nobody listens at `address`: Ray itself would go on asking for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise HostError(
+            f"RAY_ADDRESS is {address}, and nobody answers there: {error.strerror or error}",
+            "",
+            "start the cluster, or unset RAY_ADDRESS for one on this machine",
+        ) from error
 
 
 def _tokens(record: PartRecord) -> int:

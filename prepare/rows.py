@@ -3,32 +3,40 @@
 A chunk has at most 1,000 rows and, single rows aside, 4 MiB of text.
 """
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import ConfigError, CorruptError, HostError, MillpondError, from_os_error
+from shards.errors import ConfigError, CorruptError, MillpondError, from_os_error
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".txt")
-DATASETS_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".arrow")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # of all but parquet and arrow
 
 Rows = tuple[Any, ...]  # the text first, an Arrow array or a sequence, then the columns that filters ask for
 
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)  # what damaged files raise, all seen
+_DAMAGE = (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError, pa.ArrowException)  # all seen
 
 
-def is_text(name: str) -> bool:
-    """Whether documents can be read from a file of this name."""
-    return name.endswith(SUFFIXES) or _loader(name) is not None
+def kind_of(name: str) -> str:
+    """The suffix that says how a file is read, compression aside; "" when documents cannot be read from it."""
+    plain = name
+    for suffix in COMPRESSED:
+        plain = plain.removesuffix(suffix)
+    kind = Path(plain).suffix
+    return kind if kind in SUFFIXES and (plain == name or kind not in (".parquet", ".arrow")) else ""
 
 
 def chunks(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Rows]:
@@ -37,18 +45,19 @@ def chunks(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterato
     `columns`: the text's, then others. A jsonl line belongs to the range its first byte is in. ConfigError when there
     is no such column, CorruptError with the place when the file cannot be read.
     """
+    kind = kind_of(path.name)
     try:
-        if path.name.endswith(".parquet"):
+        if kind == ".parquet":
             yield from _parquet(path, first, last, columns)
         elif path.name.endswith(".jsonl"):
             yield from _chunked(_jsonl(path, first, last, columns))
-        elif path.name.endswith(".jsonl.gz"):
-            yield from _chunked(_jsonl_gz(path, columns))
-        elif path.name.endswith(".txt"):
-            text = path.read_bytes().decode("utf-8", "surrogateescape")
-            yield from _chunked([_values({columns[0]: text}, str(path), columns[:1])])
+        elif kind == ".arrow":
+            yield from _chunked(_arrow(path, columns))
+        elif kind:
+            with _opened(path) as file:
+                yield from _chunked(_READERS[kind](file, path, columns))
         else:
-            yield from _chunked(_by_datasets(path, columns))
+            raise ConfigError(f"{path}: unknown kind of file", f"text is read from {', '.join(SUFFIXES)}", "convert it")
     except _DAMAGE as error:
         raise _damaged(path, error, "") from error
 
@@ -124,10 +133,83 @@ def _jsonl(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterato
             at += len(line)
 
 
-def _jsonl_gz(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    with gzip.open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            yield _parsed(line, f"{path}: line {number}", columns)
+def _lines(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    for number, line in enumerate(file, 1):
+        yield _parsed(line, f"{path}: line {number}", columns)
+
+
+def _json(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """One array of objects, or one object a line."""
+    start = file.read(1 << 10)
+    if not start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        file.seek(0)
+        yield from _lines(file, path, columns)
+        return
+    try:
+        rows = json.loads((start + file.read()).decode("utf-8-sig", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{path}: not JSON: {error}", "it is one array of objects", "mend it") from error
+    for number, row in enumerate(rows, 1):
+        yield _values(row, f"{path}: object {number}", columns)
+
+
+def _csv(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Every field is text as it stands there; one that a filter asks for is a number where it is spelled as one."""
+    csv.field_size_limit(1 << 30)
+    kind = kind_of(path.name)
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
+    with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+        for number, row in enumerate(csv.DictReader(text, **options), 1):
+            found = _values(row, f"{path}: row {number}", columns)
+            yield found[0], *map(_number, found[1:])
+
+
+def _txt(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    if len(columns) > 1:
+        raise _no_column(f"{path}: no column {columns[1]!r}, a text file has none", is_text=False)
+    yield (file.read().decode("utf-8", "surrogateescape"),)
+
+
+_READERS = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _txt}
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The file, uncompressed as it is read."""
+    if path.name.endswith(".gz"):
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if path.name.endswith(".bz2"):
+        return cast("IO[bytes]", bz2.open(path, "rb"))
+    if path.name.endswith(".xz"):
+        return cast("IO[bytes]", lzma.open(path, "rb"))
+    if path.name.endswith(".zst"):
+        return cast("IO[bytes]", pa.CompressedInputStream(path, "zstd"))
+    return path.open("rb")
+
+
+def _number(text: str | None) -> int | float | str | None:
+    """What a field of a csv file is to a filter: null when it is empty."""
+    for kind in (int, float):
+        try:
+            return kind(text) if text else None
+        except ValueError:
+            continue
+    return text
+
+
+def _arrow(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The rows of an Arrow file as the `datasets` library writes them, streamed by it: nothing is cached on disk."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    with tempfile.TemporaryDirectory() as temp:
+        link = Path(temp) / "rows.arrow"  # a name is a pattern there, and this one matches itself alone
+        link.symlink_to(path)
+        try:
+            stream = load_dataset("arrow", data_files=str(link), split="train", streaming=True)
+            for number, row in enumerate(stream, 1):
+                yield _values(row, f"{path}: row {number}", columns)
+        except DatasetsError as error:
+            raise _damaged(path, error, "") from error
 
 
 def _parsed(line: bytes, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
@@ -148,32 +230,6 @@ def _values(row: Any, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
     if text is not None and not isinstance(text, str):
         raise ConfigError(f"{place}: field {columns[0]!r} is {type(text).__name__}, not text", "", "mend that line")
     return tuple(row.get(name) for name in columns)
-
-
-def _loader(name: str) -> str | None:
-    """The loader of `datasets` that reads such a file."""
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return DATASETS_LOADERS.get(Path(name).suffix)
-
-
-def _by_datasets(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows that the `datasets` library streams from the file; nothing is converted or cached on disk."""
-    loader = _loader(path.name)
-    if loader is None:
-        raise ConfigError(f"{path}: unknown kind of file", f"text is read from {', '.join(SUFFIXES)}", "convert it")
-    try:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise HostError(f"{path}: is read by the datasets library, which cannot be loaded: {error}") from error
-    options = {"sep": "\t"} if ".tsv" in path.name else {}
-    try:
-        stream = load_dataset(loader, data_files=str(path), split="train", streaming=True, **options)
-        for number, row in enumerate(stream, 1):
-            yield _values(row, f"{path}: row {number}", columns)
-    except (DatasetsError, ImportError, UnicodeDecodeError) as error:
-        raise _damaged(path, error, "") from error
 
 
 def _no_column(what: str, is_text: bool) -> ConfigError:

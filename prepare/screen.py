@@ -32,18 +32,23 @@ class Filter(NamedTuple):
     text: str
     column: str
     holds: Callable[[Any, Any], bool]
-    value: float | str
+    value: int | float | str
 
     def keeps(self, values: Iterable[Any]) -> NDArray[np.bool_]:
-        """For each value whether it meets the condition; null never does. ConfigError when it cannot be compared."""
-        try:
-            kept = [value is not None and self.holds(value, self.value) for value in values]
-        except TypeError as error:
-            raise ConfigError(
-                f"corpus.filters: {self.text!r} compares column {self.column!r} with {self.value!r}: {error}",
-                'numbers are compared with numbers, text with text in quotes: language == "en"',
-                "mend the filter",
-            ) from error
+        """For each value whether it meets the condition; null and NaN never do. ConfigError for another type."""
+        wanted = str if isinstance(self.value, str) else (int, float)
+        kept = []
+        for value in values:
+            if value is None or value != value:
+                kept.append(False)
+            elif isinstance(value, wanted):
+                kept.append(self.holds(value, self.value))
+            else:
+                raise ConfigError(
+                    f"corpus.filters: {self.text!r} compares {value!r} of column {self.column!r} with {self.value!r}",
+                    'numbers are compared with numbers, text with text in quotes: language == "en"',
+                    "mend the filter",
+                )
         return np.array(kept, np.bool_)
 
 
@@ -59,7 +64,8 @@ def parse_filters(texts: Iterable[str]) -> list[Filter]:
                 "mend the filter",
             )
         column, sign, number, word = match.groups()
-        found.append(Filter(text.strip(), column, _COMPARISONS[sign], word if number is None else float(number)))
+        value = word if number is None else float(number) if "." in number else int(number)
+        found.append(Filter(text.strip(), column, _COMPARISONS[sign], value))
     return found
 
 

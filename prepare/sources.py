@@ -68,11 +68,7 @@ class Corpus:
         """CorruptError unless file number `i` is still what it was when it was hashed."""
         path, source = self._paths[i], self.sources[i]
         if state_of(path) != self._states[i] and not matches(path, source.nbytes, source.digest):
-            raise CorruptError(
-                f"{path}: changed while it was read: it is no longer {source.nbytes:,} bytes with {source.digest}",
-                "the shards would not be what the manifest says they were made from; they were not published",
-                "run the same command again",
-            )
+            raise _changed(path, source)
 
     def release(self, i: int) -> None:
         """File number `i` is not needed any more."""
@@ -106,11 +102,16 @@ class HubCorpus(Corpus):
         self._pool = ThreadPoolExecutor(FILES_AHEAD)
         self._fetched: dict[int, Future[Path]] = {}
         self._released: set[int] = set()
+        self._matched: dict[int, tuple[Path, FileState | None]] = {}
+        self._index_of = {source.name: i for i, source in enumerate(sources)}
         self._reading: _Reading | None = None
 
     def path(self, i: int) -> Path:
         """See Corpus. From then on the next files are being fetched."""
-        self._reading = self._reading or _Reading(self._lock(""))
+        self._read()
+        index = self._index_of.get(self.sources[i].name.removesuffix(".bin") + ".idx")
+        if index is not None:
+            self._start(index).result()
         found = self._start(i)
         for ahead in range(i + 1, min(i + 1 + FILES_AHEAD, self.wanted)):
             if ahead not in self._released:
@@ -125,13 +126,19 @@ class HubCorpus(Corpus):
         return self._remote(i)
 
     def confirm(self, i: int) -> None:
-        """See Corpus. What was fetched was compared with the commit, and nobody else writes here."""
+        """See Corpus. What an earlier process read was confirmed by it, or is read again."""
+        if i in self._matched:
+            path, state = self._matched[i]
+            if state_of(path) != state and not matches(path, self.sources[i].nbytes, self.sources[i].digest):
+                raise _changed(path, self.sources[i])
 
     def release(self, i: int) -> None:
         """See Corpus. Unless raw files are kept, it is deleted; never from the user's own cache."""
         self._released.add(i)
-        if not self._keep and self._reading and self._reading.is_alone():
-            self._paths[i].unlink(missing_ok=True)
+        self._matched.pop(i, None)
+        if not self._keep and self._read().is_alone():
+            for path in (self._paths[i], self._paths[i].with_suffix(".idx")):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """See Corpus."""
@@ -139,6 +146,10 @@ class HubCorpus(Corpus):
         self._pool.shutdown(cancel_futures=True)
         if self._reading:
             self._reading.close()
+
+    def _read(self) -> "_Reading":
+        self._reading = self._reading or _Reading(self._lock(""))
+        return self._reading
 
     def _start(self, i: int) -> Future[Path]:
         if i not in self._fetched:
@@ -158,8 +169,12 @@ class HubCorpus(Corpus):
 
     def _find(self, i: int) -> Path | None:
         """Where file number `i` lies with the right bytes."""
-        source = self.sources[i]
-        return next((path for path in self._places(i) if matches(path, source.nbytes, source.digest)), None)
+        for path in self._places(i):
+            state = state_of(path)
+            if matches(path, self.sources[i].nbytes, self.sources[i].digest):
+                self._matched[i] = path, state
+                return path
+        return None
 
     def _fetch(self, i: int) -> Path:
         source, path = self.sources[i], self._paths[i]
@@ -171,12 +186,21 @@ class HubCorpus(Corpus):
                 "",
                 "unset HF_HUB_OFFLINE",
             )
-        with locked(self._lock(f".{i}")):  # two recipes may want the same file at once
+        with locked(self._lock(f".{i}"), is_over=self._stop.is_set):  # two recipes may want the same file at once
             if self._find(i) is None:
                 self._note(f"downloading {source.name}, {source.nbytes / 1e6:,.1f} MB")
                 sweep(make_folder(path.parent), path.name)
                 download(self._remote(i), path, self._stop, self._note)
+                self._matched[i] = path, state_of(path)
         return path
+
+
+def _changed(path: Path, source: SourceRecord) -> CorruptError:
+    return CorruptError(
+        f"{path}: changed while it was read: it is no longer {source.nbytes:,} bytes with {source.digest}",
+        "the shards would not be what the manifest says they were made from; they were not published",
+        "run the same command again",
+    )
 
 
 class _Reading:

@@ -12,6 +12,11 @@ from shards.errors import ConfigError, RefusedError
 from shards.manifest import TokenizerRecord
 from shards.tokenizer import GPT2_RANKS_SHA256, Tokenizer, byte_characters
 
+OTHER_PATTERNS = {  # tiktoken's files, as tiktoken_ext/openai_public.py has their hashes
+    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": "p50k_base",
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": "cl100k_base",
+    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": "o200k_base",
+}
 TRAINING_BYTES = 10 << 20  # of text; ten times more changes a 4,096-token vocabulary by little
 
 
@@ -37,7 +42,15 @@ def ready(config: TokensConfig) -> Tokenizer | None:
         return gpt2()
     path = Path(config.tokenizer).expanduser()
     if path.suffix == ".tiktoken":
-        return Tokenizer.load(path, path.stem, sha256_of(path))
+        sha256 = sha256_of(path)
+        if sha256 in OTHER_PATTERNS:
+            raise ConfigError(
+                f"{path}: is {OTHER_PATTERNS[sha256]}, which does not split text as GPT-2 does",
+                "with GPT-2's pattern its ids would be other ones",
+                "--set tokens.tokenizer=gpt2",
+            )
+        tokenizer = Tokenizer.load(path, "", sha256)
+        return Tokenizer("gpt2" if sha256 == GPT2_RANKS_SHA256 else f"bpe-{tokenizer.vocab_size}", tokenizer.tokens)
     if path.suffix == ".json":
         return Tokenizer.from_vocab(path)
     raise ConfigError(

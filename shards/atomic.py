@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -85,10 +86,13 @@ def read_whole(path: Path, most: int, *, follow_links: bool = True) -> bytes:
 
 
 @contextmanager
-def locked(path: Path, when_held: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(
+    path: Path, when_held: Callable[[], None] = lambda: None, is_over: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Hold the lock file `path`, in a folder that exists, against other processes and threads.
 
-    `when_held` is called when somebody else holds it: what it raises is raised, otherwise this waits.
+    `when_held` is called when somebody else holds it: what it raises is raised, otherwise this waits, until `is_over`,
+    which ends in a CancelledError.
     """
     from filelock import FileLock, Timeout
 
@@ -98,7 +102,11 @@ def locked(path: Path, when_held: Callable[[], None] = lambda: None) -> Iterator
             lock.acquire(timeout=0)
         except Timeout:
             when_held()
-            lock.acquire()
+            while not lock.is_locked:
+                if is_over():
+                    raise CancelledError from None
+                with suppress(Timeout):
+                    lock.acquire(timeout=0.5)
     except OSError as error:  # Timeout is one, but what when_held raises is not
         raise from_os_error(error, path, "locked") from error
     try:
@@ -176,6 +184,13 @@ class AtomicFile:
         with suppress(OSError):  # closing flushes, and on a full disk that fails once more
             self._file.close()
         self._temp.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder so that a kill leaves it whole or gone; `sweep` removes the rest. OSErrors become ours."""
+    temp = _temporary(folder)
+    move(folder, temp)
+    shutil.rmtree(temp, ignore_errors=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A file may come from a stranger: every id is compared with the vocabulary before
 than the index of documents is ever allocated.
 """
 
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.atomic import AtomicFile, make_folder
+from shards.atomic import AtomicFile, make_folder, open_regular
 from shards.errors import ConfigError, CorruptError, RefusedError, from_os_error
-from shards.header import MAGICS, Placement
+from shards.header import HEADER_BYTES, MAGICS, Placement, ShardHeader
 from shards.manifest import Split
 from shards.reader import Shard, TokenFolder
 from shards.tokenizer import Tokenizer
@@ -61,10 +62,10 @@ def read_tokens(path: Path, *, eot: int, vocab_size: int) -> ForeignTokens:
     CorruptError when the file is not what it says or an id is not in the vocabulary, ConfigError when it is missing.
     """
     head = _head(path, len(_NUMPY))
-    index = path.with_suffix(".idx")
+    index = path.with_suffix(".idx") if path.suffix == ".bin" else None
     starts: NDArray[np.int64] | None = None
     placement: Placement | None = None
-    if index.exists():
+    if index is not None and index.exists():
         raw, starts = _read_megatron(path, index)
     elif head.startswith(_NUMPY):
         raw = _read_npy(path)
@@ -83,6 +84,16 @@ def read_tokens(path: Path, *, eot: int, vocab_size: int) -> ForeignTokens:
     if raw.dtype.itemsize == 8:  # the low halves, still in the map: every high half is 0, or the id would be too large
         return ForeignTokens(raw.view("<u4")[::2], starts, placement)
     return ForeignTokens(raw.view(f"<u{raw.dtype.itemsize}"), starts, placement)
+
+
+def token_bytes(path: Path) -> int:
+    """About how many bytes a token takes in a file, from its first bytes alone: for a plan."""
+    with open_regular(path) as file:
+        head = file.read(HEADER_BYTES)
+    if head[:4] in MAGICS:
+        return ShardHeader.unpack(head.ljust(HEADER_BYTES, b"\0"), str(path)).token_bytes
+    dtype = re.search(rb"'descr': '[<|>=]?[iu]([248])'", head) if head.startswith(_NUMPY) else None
+    return int(dtype[1]) if dtype else 2
 
 
 def hash_documents(found: ForeignTokens, tokenizer: Tokenizer) -> NDArray[np.uint64]:

@@ -161,6 +161,10 @@ class Manifest(_Record, frozen=True, kw_only=True):
         """How many tokens the split has."""
         return sum(shard.tokens for shard in self.shards(split))
 
+    def counted(self, part: PartRecord) -> int:
+        """What a part adds to `max_tokens`: its tokens, but nothing when its file was given as validation."""
+        return 0 if self.sources[part.source].split == "val" else part.train.tokens + part.val.tokens
+
     @property
     def counts(self) -> Counts:
         """The counts of all parts together."""

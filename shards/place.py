@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from shards.atomic import AtomicFile, make_folder, publish_bytes
+from shards.atomic import AtomicFile, make_folder, publish_bytes, sha256_of
 from shards.errors import ConfigError, HostError, MillpondError, NetworkError, RefusedError
 from shards.header import HEADER_BYTES
 from shards.hub_access import endpoint, is_offline, token
@@ -41,13 +41,19 @@ class Place:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except ImportError as error:
             raise HostError(f"{url}: {error}", "", "install the package it names, then run again") from error
-        except ValueError as error:
+        except OSError as error:
+            raise NetworkError(f"{url}: {_reason(error)}", "", "check the address and the network") from error
+        except Exception as error:  # every file system has kinds of its own, and no base that all share
             raise ConfigError(
-                f"{url}: {error}", "", "give hf://datasets/OWNER/NAME, an fsspec URL or a folder"
+                f"{url}: {_reason(error)}", "", "give hf://datasets/OWNER/NAME, an fsspec URL or a folder"
             ) from error
         self.fs.invalidate_cache()
         local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
         self._folder = Path(self.root) if local else None
+        if self._folder is not None:
+            found = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+            if not found.is_dir():
+                raise ConfigError(f"{found}: is no folder", "", "name another")
 
     def size(self, name: str) -> int | None:
         """The bytes of file `name`, None when it is not there."""
@@ -77,11 +83,14 @@ class Place:
     def holds(self, path: Path, sha256: str) -> bool:
         """Whether the local file at `path` lies there already.
 
-        A shard is known by its size and its header, which has the folder's fingerprint and the hash of its tokens; a
-        sidecar, which is sent before its shard, by its size and that shard.
+        In a local folder every byte is hashed. Elsewhere a shard is known by its size and its header, which has the
+        folder's fingerprint and the hash of its tokens; a sidecar, which is sent before its shard, by its size and that
+        shard.
         """
         if self.size(path.name) != path.stat().st_size:
             return False
+        if self._folder is not None:
+            return sha256_of(self._folder / path.name) == sha256
         if path.name.endswith(".docs.npy"):
             shard = path.with_name(path.name.removesuffix(".docs.npy") + ".bin")
             return self.holds(shard, "")

@@ -85,6 +85,8 @@ def push(folder: Path, url: str, note: Note) -> None:
             note(f"{path.name}  {path.stat().st_size:,} bytes  {done} of {len(files)} files")
 
     place.send(todo, sent)
+    if (meanwhile := _manifest_at(place)) is not None:
+        _check_same(meanwhile, manifest, place.url)
     place.publish(closing)
     note(f"{place.url}: whole, {len(todo)} of {len(files)} files were sent")
 
@@ -110,7 +112,12 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     final = here if here is not None and _extent(here) >= _extent(wanted) else wanted  # never less than was here
     if final == here and not missing:
         shutil.rmtree(folder / PULL, ignore_errors=True)
-        note(f"{folder}: already whole, {len(final.parts)} parts")
+        what = (
+            f"{len(wanted.parts)} of {len(final.parts)} parts are"
+            if len(wanted.parts) < len(final.parts)
+            else "already"
+        )
+        note(f"{folder}: {what} whole")
         return final
     work = folder / PULL
     halves = {name: work / f"{name}.{expected[name][1][:12]}.part" for name in missing}
@@ -242,7 +249,7 @@ def _check_sizes(manifest: Manifest, sizes: dict[str, int | None], where: str) -
             raise CorruptError(
                 f"{where}/{name}: {size:,} bytes, the manifest says {expected}",
                 "it is damaged there; nothing was fetched",
-                "push it again from where it was made",
+                "remove it there and push it again from where it was made",
             )
 
 
@@ -303,7 +310,9 @@ def _fetch(place: Place, path: Path, half: Path, nbytes: int, sha256: str) -> No
     raise kind(
         f"{place.url}/{path.name}: {WRONG_TRIES} times the wrong bytes: got sha256 {found[-1]}, expected {sha256}",
         f"{cause}; wrong bytes never become tokens",
-        "push it again from where it was made" if same else "look for a proxy or a failing disk, then run again",
+        "remove it there and push it again from where it was made"
+        if same
+        else "look for a proxy or a failing disk, then run again",
     )
 
 

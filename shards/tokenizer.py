@@ -81,6 +81,8 @@ class Tokenizer:
         tokens = sorted(ranks, key=ranks.__getitem__)
         if [ranks[token] for token in tokens] != list(range(len(tokens))):
             raise CorruptError(f"{path}: the ranks are not 0 to {len(tokens) - 1}, each once")
+        if len({token for token in tokens if len(token) == 1}) != 256:
+            raise CorruptError(f"{path}: not every single byte has a rank", "such text could not be encoded")
         return cls(name, tokens)
 
     @classmethod

@@ -131,3 +131,61 @@ def test_import_and_export(prepared: Path, tmp_path: Path) -> None:
     run(home, "export", row["folder"], "npy", "--split", "val", "--to", out)
     assert np.array_equal(np.load(out / "val.npy"), ids[:50])
     assert "is already there" in run(home, "export", row["folder"], "npy", "--split", "val", "--to", out, code=1).output
+
+
+def test_gc_knows_a_run_whose_tokens_json_is_gone(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "home")
+    (tmp_path / "home" / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "home" / "runs" / "a" / "run.toml").write_text("")
+    assert "tokens.json: cannot be read" in run(tmp_path / "home", "gc", "--yes", code=4).output
+    assert len(list((tmp_path / "home" / "tokens").iterdir())) == 1
+
+
+def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    from pipeline.layout import Layout
+    from shards.atomic import locked, make_folder
+
+    home = Path(shutil.copytree(prepared, tmp_path / "home"))
+    (home / "tokens" / "linked").symlink_to(tiny_folder)
+    lock = Layout(home).lock(tiny_folder.name)
+    make_folder(lock.parent)
+    with locked(lock):
+        assert "another process is working on it" in run(home, "gc", "--yes").output
+        assert "another process is working on it" in run(home, "pull", tiny_folder, code=1).output
+    assert len(list((home / "tokens").iterdir())) == 2
+    run(home, "gc", "--yes")
+    assert [path.name for path in (home / "tokens").iterdir()] == ["linked"]
+
+
+def test_a_name_that_leads_out_is_no_name(prepared: Path, tmp_path: Path) -> None:
+    np.zeros(100, "<u2").tofile(tmp_path / "a.bin")
+    run(tmp_path / "home", "import", tmp_path / "a.bin", "--name", "../../evil", code=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin"]
+
+
+def test_a_document_that_ends_in_the_words_of_end_of_text(tmp_path: Path) -> None:
+    text = "the end is <|endoftext|>"
+    (tmp_path / "a.txt").write_text(text)
+    toml = tmp_path / "a.toml"
+    toml.write_text(f'[corpus]\nkind = "files"\nfiles = ["{tmp_path}/a.txt"]\n[tokens]\nval_fraction = 0.0\n')
+    result = CliRunner().invoke(main, ["prepare", str(toml), "--home", str(tmp_path / "home")])
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "home" / "tokens").iterdir()
+    assert run(tmp_path / "home", "inspect", folder.name, "--doc", 0).stdout == text + "\n"
+
+
+def test_push_mends_a_damaged_folder(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run(prepared, "push", tiny_folder.name, tmp_path / "shelf")
+    path = tmp_path / "shelf" / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    run(prepared, "push", tiny_folder.name, tmp_path / "shelf")
+    assert tree(tmp_path / "shelf") == tree(tiny_folder)
+    assert "is no folder" in run(prepared, "push", tiny_folder.name, path / "x", code=2).output
+
+
+def test_a_folder_that_is_named_is_not_fetched(prepared: Path, tiny_folder: Path, tiny_toml: Path) -> None:
+    asked = [str(tiny_toml), "--home", str(prepared), "--set", f"tokens.folder={tiny_folder.name}"]
+    assert CliRunner().invoke(main, ["verify", *asked]).exit_code == 0
+    for verb in ("plan", "fetch", "tokenize"):
+        result = CliRunner().invoke(main, [verb, *asked])
+        assert result.exit_code == 2 and "there is nothing to fetch" in result.output

@@ -1,7 +1,11 @@
 """Whatever a file holds becomes documents or is counted; nothing is lost and nothing changes by itself."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -179,3 +183,48 @@ def test_a_bad_line_names_its_place(tmp_path: Path, line: str, kind: type[Except
     path.write_text('{"text": "ok"}'.replace(": ", ":") + "\n" + line + "\n")
     with pytest.raises(kind, match=says):
         everything(path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
+def test_csv_and_tsv_are_read_as_they_are_spelled(tmp_path: Path, suffix: str) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(suffix, zstd)
+    rows = ["NA", "null", "007", "1.50", 'two\nlines, "quoted"', "漢字", "2024-01-01", "x" * 200_000]
+    out = io.StringIO()
+    csv.writer(out).writerows([("text", "n"), *((row, i) for i, row in enumerate(rows))])
+    path = tmp_path / f"a[1].csv{suffix}"
+    path.write_bytes(pack(out.getvalue().encode()))
+    assert everything(path)[0] == rows
+    plain = [row.replace("\n", " ") for row in rows] + ['open " quote']
+    path = tmp_path / f"b.tsv{suffix}"
+    path.write_bytes(pack("".join(f"{row}\t1\n" for row in ["text", *plain]).encode()))
+    assert everything(path)[0] == plain
+
+
+def test_json_as_one_array_or_as_lines(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in [*TEXTS, "2024-01-01", "\ud800"]]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "b.json").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("a.json", "b.json"):
+        assert everything(tmp_path / name)[0] == [*TEXTS, "2024-01-01", "\ufffd"]
+    (tmp_path / "c.json").write_text('[{"text": "a"}, {"text"')
+    with pytest.raises(CorruptError, match=r"c\.json: not JSON"):
+        everything(tmp_path / "c.json")
+
+
+def test_arrow_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(path, (table := pa.table({"text": TEXTS})).schema) as out:
+        out.write_table(table)
+    assert everything(path)[0] == TEXTS
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(b"nothing of the kind" * 100)
+    with pytest.raises(CorruptError, match="cannot be read"):
+        everything(path)
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.Codec("zstd").compress(data, asbytes=True)

@@ -229,7 +229,7 @@ def test_files_that_another_recipe_reads_are_left(hub: LocalHub, tmp_path: Path)
     one.close()
 
 
-def test_csv_is_read_by_the_datasets_library(hub: LocalHub, tmp_path: Path) -> None:
+def test_csv_from_the_hub(hub: LocalHub, tmp_path: Path) -> None:
     rows = "text,score\r\n" + "".join(f'"row {i}, with ""quotes""\nand a line",{i}\r\n' for i in range(50))
     hub.commit("org/web", {"sample/a.csv": rows.encode()})
     folder = TokenFolder(prepare(tmp_path, 'corpus.files="sample/*.csv"', 'corpus.filters=["score >= 10"]'))
@@ -243,3 +243,62 @@ def test_a_repository_on_xet_is_read_over_plain_http(hub: LocalHub, tmp_path: Pa
     folder = prepare(tmp_path)
     assert Manifest.read(folder).complete
     assert {asked.where for asked in hub.log} == {"hub", "cdn"}
+
+
+def test_a_file_replaced_under_a_reader(
+    hub: LocalHub, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process that pinned a newer commit: what was read of both is not published."""
+    from prepare.builder import Builder
+
+    build, replaced = Builder.build, []
+
+    def and_replace(builder: Builder, part: object) -> object:
+        record = build(builder, part)  # type: ignore[arg-type]
+        if not replaced:
+            path = tmp_path / "home" / "raw" / "web" / "sample" / "0.parquet"
+            replaced.append(path.read_bytes())
+            path.unlink()
+            path.write_bytes(parquet(["another text"] * (len(texts) // 3)))
+        return record
+
+    with monkeypatch.context() as patch, pytest.raises(MillpondError, match=r"0\.parquet: changed while it was read"):
+        patch.setattr(Builder, "build", and_replace)
+        prepare(tmp_path, "corpus.keep_raw=false")
+    assert not list((tmp_path / "home" / "tokens").rglob("manifest.json"))
+    assert tree(prepare(tmp_path)) == tree(prepare(tmp_path, home="calm"))
+
+
+def test_another_corpus_of_the_same_name(hub: LocalHub, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    with pytest.raises(MillpondError, match=r"lock\.json: corpus web is pinned with another files"):
+        prepare(tmp_path, 'corpus.files="sample/0.parquet"')
+
+
+def test_every_pattern_must_match(hub: LocalHub, tmp_path: Path) -> None:
+    with pytest.raises(MillpondError, match=r"no file matches sample/validation\*"):
+        prepare(tmp_path, 'corpus.val_files="sample/validation*"')
+
+
+def test_max_tokens_does_not_count_files_of_validation(hub: LocalHub, tmp_path: Path) -> None:
+    folder = prepare(tmp_path, 'corpus.val_files="sample/0.parquet"', "tokens.max_tokens=30000")
+    manifest = Manifest.read(folder)
+    assert manifest.tokens("val") > 30_000
+    assert manifest.tokens("train") >= 30_000
+    assert not manifest.complete
+
+
+def test_megatrons_index_comes_with_its_tokens(hub: LocalHub, tmp_path: Path) -> None:
+    import numpy as np
+    from foreign import megatron
+
+    ids = np.arange(6000, dtype="<u2") % 50000
+    path = megatron(tmp_path / "web.bin", ids, 8, [10] * 600, [*range(601)])
+    files = {f"sample/web{suffix}": path.with_suffix(suffix).read_bytes() for suffix in (".bin", ".idx")}
+    hub.commit("org/web", {**files, "sample/zzz.bin": np.arange(100, dtype="<u2").tobytes()})
+    for files_asked in ('corpus.files="sample/*.bin"', 'corpus.files="sample/web.*"'):
+        home = files_asked[-6:-1].strip("*.")
+        folder = prepare(tmp_path, files_asked, "corpus.keep_raw=false", "tokens.max_tokens=10", home=home)
+        documents = [len(shard.documents) for split in ("train", "val") for shard in TokenFolder(folder).shards(split)]
+        assert sum(documents) == 600
+        assert not list((tmp_path / home / "raw").rglob("web.*"))

@@ -13,7 +13,7 @@ import tokenizers
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from prepare import vocabulary
-from prepare.documents import Batch, _clean
+from prepare.documents import Batch, clean
 from prepare.encode import FastokensEngine, TiktokenEngine
 from shards import CorruptError, RefusedError, Tokenizer
 
@@ -37,7 +37,7 @@ def tokenizer(request: pytest.FixtureRequest, texts: list[str]) -> Tokenizer:
 
 
 def batches(texts: list[str]) -> list[Batch]:
-    return [_clean((texts,))]
+    return [clean((texts,))]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import tokenizers
 from harness import complains
 
 from prepare import vocabulary
-from prepare.documents import _clean
+from prepare.documents import clean
 from shards import ConfigError, CorruptError, Tokenizer
 from shards.tokenizer import EOT_TEXT
 
@@ -20,7 +20,7 @@ OUR_FORM = "millpond's tokenizers are byte-level BPEs that split text as GPT-2's
 
 @pytest.fixture(scope="module")
 def bpe(texts: list[str]) -> Tokenizer:
-    return vocabulary.train_bpe([_clean((texts,))], 600)
+    return vocabulary.train_bpe([clean((texts,))], 600)
 
 
 @pytest.fixture

@@ -259,7 +259,9 @@ def _amount(manifest: Manifest) -> str:
 
 def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     counts = manifest.counts
-    said = [f"rows dropped, {reason}: {count:,}" for reason, count in counts.dropped.items()]
+    said = [f"rows dropped ({reason}): {count:,}" for reason, count in counts.dropped.items()]
+    if not manifest.tokens("val"):
+        said.append("no document is validation: a run needs some")
     if counts.repaired:
         said.append(f"documents that were no valid Unicode, repaired: {counts.repaired:,}")
     if counts.literal_eot:

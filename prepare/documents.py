@@ -53,7 +53,8 @@ def clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = No
     for filter in filters:
         values = [*map(len, (text or "" for text in everything))] if filter.column == LENGTH else next(others)
         keeps = filter.keeps([values[i] for i in kept])
-        dropped[filter.text] = dropped.get(filter.text, 0) + int(np.count_nonzero(~keeps))
+        reason = f"not {filter.text}"
+        dropped[reason] = dropped.get(reason, 0) + int(np.count_nonzero(~keeps))
         kept = [i for i, keep in zip(kept, keeps.tolist(), strict=True) if keep]
     texts, repaired = [everything[i] for i in kept], np.zeros(len(kept), np.bool_)
     try:

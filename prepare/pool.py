@@ -134,7 +134,9 @@ def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
         import ray
     except ImportError as error:
         raise HostError(
-            'tokens.engine is "ray", and Ray is not installed', "", 'pip install "millpond[ray]"'
+            'tokens.engine is "ray", and Ray is not installed',
+            "",
+            ".venv/bin/pip install -c constraints.txt -e '.[ray]'",
         ) from error
     mine = not ray.is_initialized()
     _require_reachable(os.environ.get("RAY_ADDRESS", ""))

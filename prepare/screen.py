@@ -65,7 +65,8 @@ def parse_filters(texts: Iterable[str]) -> list[Filter]:
             )
         column, sign, number, word = match.groups()
         value = word if number is None else float(number) if "." in number else int(number)
-        found.append(Filter(text.strip(), column, _COMPARISONS[sign], value))
+        spelled = f"{column} {sign} " + (f'"{word}"' if number is None else number)  # however it was spaced
+        found.append(Filter(spelled, column, _COMPARISONS[sign], value))
     return found
 
 

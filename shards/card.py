@@ -98,6 +98,7 @@ In numpy:
 
 ```python
 import numpy as np
+
 tokens = np.memmap("train-00000.bin", "{width}", "r", offset=1024)
 documents = np.load("train-00000.docs.npy")  # start: offset of its first token; hash: xxh3-64 of its text
 ```

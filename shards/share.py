@@ -112,12 +112,8 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     final = here if here is not None and _extent(here) >= _extent(wanted) else wanted  # never less than was here
     if final == here and not missing:
         shutil.rmtree(folder / PULL, ignore_errors=True)
-        what = (
-            f"{len(wanted.parts)} of {len(final.parts)} parts are"
-            if len(wanted.parts) < len(final.parts)
-            else "already"
-        )
-        note(f"{folder}: {what} whole")
+        first = "" if wanted.parts == final.parts else f"the first {len(wanted.parts)} of "
+        note(f"{folder}: already whole, {first}{len(final.parts)} parts")
         return final
     work = folder / PULL
     halves = {name: work / f"{name}.{expected[name][1][:12]}.part" for name in missing}

@@ -59,11 +59,13 @@ def test_filters(prepare: Prepare, scored: Path, suffix: str) -> None:
     assert 5 < len(kept) < 100
     assert sorted(hashes_of(folder)) == sorted(hashed(kept))
     manifest = Manifest.read(folder)
-    assert manifest.filters == filters
-    assert list(manifest.counts.dropped) == sorted(filters)
+    assert manifest.filters == [*filters[:2], "int_score >= 3", filters[3]]
+    assert list(manifest.counts.dropped) == sorted(f"not {text}" for text in manifest.filters)
     assert manifest.counts.rows - sum(manifest.counts.dropped.values()) == len(kept)
     assert manifest.counts.text_bytes == sum(map(len, kept))
     assert prepare(scored.with_suffix(suffix), corpus__filters=filters[:1]) != folder
+    closed = [filter.replace(" ", "") for filter in filters]
+    assert prepare(scored.with_suffix(suffix), corpus__filters=closed) == folder
 
 
 def test_the_column_of_a_filter_must_be_there(prepare: Prepare, scored: Path) -> None:
@@ -82,7 +84,7 @@ def test_what_is_no_condition(text: str) -> None:
 
 
 def test_when_nothing_is_left(prepare: Prepare, scored: Path) -> None:
-    with pytest.raises(RefusedError, match=r"they have 300 rows, dropped were: 300 \(language_score > 2\)"):
+    with pytest.raises(RefusedError, match=r"they have 300 rows, dropped were: 300 \(not language_score > 2\)"):
         prepare(scored, corpus__filters=["language_score > 2"])
 
 
@@ -158,4 +160,4 @@ def test_the_types_of_a_filter_must_fit() -> None:
 def test_the_same_filter_twice_is_counted_once(prepare: Prepare, scored: Path) -> None:
     folder = prepare(scored, corpus__filters=["int_score >= 3", "int_score >= 3"])
     counts = Manifest.read(folder).counts
-    assert counts.rows - counts.dropped["int_score >= 3"] == len(hashes_of(folder))
+    assert counts.rows - counts.dropped["not int_score >= 3"] == len(hashes_of(folder))

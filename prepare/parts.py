@@ -5,6 +5,7 @@ It depends on the files and on `part_tokens` and on nothing else, so every machi
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -90,9 +91,9 @@ def ranges_of(path: Path, text_column: str, part_tokens: int) -> list[tuple[int,
     return [(0, size, int(size / BYTES_PER_TOKEN))]  # a stream or a single document cannot be cut
 
 
-def text_bytes(row_group: object, text_column: str) -> int:
+def text_bytes(row_group: Any, text_column: str) -> int:
     """The uncompressed bytes of a parquet row group's text, from the footer."""
-    columns = (row_group.column(i) for i in range(row_group.num_columns))  # type: ignore[attr-defined]
+    columns = (row_group.column(i) for i in range(row_group.num_columns))
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_column)
 
 

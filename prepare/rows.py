@@ -142,8 +142,8 @@ def _json(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple
     """One array of objects, or one object a line."""
     start = file.read(1 << 10)
     if not start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        file.seek(0)
-        yield from _lines(file, path, columns)
+        with _opened(path) as lines:  # not every compressed stream can go back
+            yield from _lines(lines, path, columns)
         return
     try:
         rows = json.loads((start + file.read()).decode("utf-8-sig", "surrogateescape"))
@@ -182,7 +182,7 @@ def _opened(path: Path) -> IO[bytes]:
     if path.name.endswith(".xz"):
         return cast("IO[bytes]", lzma.open(path, "rb"))
     if path.name.endswith(".zst"):
-        return cast("IO[bytes]", pa.CompressedInputStream(path, "zstd"))
+        return io.BufferedReader(pa.CompressedInputStream(path, "zstd"))  # which by itself knows no lines
     return path.open("rb")
 
 
@@ -224,7 +224,7 @@ def _parsed(line: bytes, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
 def _values(row: Any, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
     """The columns' values; only the text's must be there."""
     if not isinstance(row, dict) or columns[0] not in row:
-        names = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__  # csv calls the surplus None
         raise _no_column(f"{place}: no field {columns[0]!r}, it has {names}", is_text=True)
     text = row[columns[0]]
     if text is not None and not isinstance(text, str):

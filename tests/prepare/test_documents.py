@@ -228,3 +228,18 @@ def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
 
 def zstd(data: bytes) -> bytes:
     return pa.Codec("zstd").compress(data, asbytes=True)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_lines_of_json_compressed(tmp_path: Path, kind: str, suffix: str) -> None:
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(suffix, zstd)
+    path = tmp_path / f"a{kind}{suffix}"
+    path.write_bytes(pack("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()))
+    assert everything(path)[0] == TEXTS
+
+
+def test_a_csv_row_with_a_field_too_many(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("body,n\nwords,1,surplus\n")
+    with pytest.raises(ConfigError, match="no field 'text', it has body, n, None"):
+        everything(tmp_path / "a.csv")

@@ -70,7 +70,10 @@ class Shard:
                     "the file was cut short or something was appended",
                     _AGAIN,
                 )
-            self.tokens: Tokens = _mapped(file, path, self.header.dtype, self.header.tokens, HEADER_BYTES)
+            self._map = _map(file, path)
+            if hasattr(self._map, "madvise"):  # readahead around random windows reads 350 times what is used
+                self._map.madvise(mmap.MADV_RANDOM)
+            self.tokens: Tokens = _array(self._map, self.header.dtype, self.header.tokens, HEADER_BYTES)
 
     @cached_property
     def documents(self) -> NDArray[np.void]:
@@ -90,7 +93,7 @@ class Shard:
                 raise CorruptError(f"{path}: {documents:,} documents, expected {self.header.documents:,}", "", _AGAIN)
             if size != found.end() + documents * DOCS_DTYPE.itemsize:
                 raise CorruptError(f"{path}: {size:,} bytes cannot be {documents:,} documents", "", _AGAIN)
-            return _mapped(file, path, DOCS_DTYPE, documents, found.end())
+            return _array(_map(file, path), DOCS_DTYPE, documents, found.end())
 
     def document(self, i: int) -> Tokens:
         """The tokens of document `i`, its end-of-text included."""
@@ -99,6 +102,13 @@ class Shard:
         last = i + 1 == self.header.documents
         stop = self.header.tokens if last else int(self.documents["start"][i + 1])
         return self.tokens[int(self.documents["start"][i]) : stop]
+
+    def will_need(self, start: int, n: int) -> None:
+        """Have the disk begin to read tokens `start` to `start + n`, and wait for nothing: a hint."""
+        if n and hasattr(self._map, "madvise"):
+            first = HEADER_BYTES + start * self.tokens.itemsize
+            page = first - first % mmap.PAGESIZE  # EINVAL for an address inside a page
+            self._map.madvise(mmap.MADV_WILLNEED, page, first + n * self.tokens.itemsize - page)
 
     def check_hash(self) -> None:
         """Read every token; CorruptError when they are not what was written."""
@@ -111,24 +121,23 @@ class Shard:
             )
 
 
-def _mapped(file: BufferedReader, path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
-    """`count` items from `offset` on, read-only, through the page cache."""
-    if not count:
-        return np.empty(0, dtype)
+def _map(file: BufferedReader, path: Path) -> mmap.mmap:
     try:
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise from_os_error(error, path, "mapped") from error
-    if dtype != DOCS_DTYPE and hasattr(view, "madvise"):  # readahead around random windows reads 350 times what is used
-        view.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(view, dtype, count, offset)
+
+
+def _array(view: mmap.mmap, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
+    """`count` items from `offset` on, read-only, through the page cache."""
+    return np.frombuffer(view, dtype, count, offset) if count else np.empty(0, dtype)
 
 
 class TokenStream:
     """The shards of one split as one long array of tokens that is never assembled."""
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
+        self.dtype, self.shards = dtype, tuple(shards)
         self._arrays = [shard.tokens for shard in shards]
         self._starts = [0, *np.cumsum([len(array) for array in self._arrays], dtype=int).tolist()]
 
@@ -153,6 +162,16 @@ class TokenStream:
             piece = self._arrays[i][at : at + len(out) - filled]
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
+            i += 1
+
+    def will_need(self, start: int, n: int) -> None:
+        """Have the disk begin to read tokens `start` to `start + n`, and wait for nothing."""
+        i, announced = self._locate(start, n), 0
+        while announced < n:
+            at = start + announced - self._starts[i]
+            piece = min(n - announced, len(self._arrays[i]) - at)
+            self.shards[i].will_need(at, piece)
+            announced += piece
             i += 1
 
     def _locate(self, start: int, n: int) -> int:

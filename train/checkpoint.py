@@ -20,20 +20,19 @@ from safetensors.torch import load_file, save_file
 from shards.atomic import make_folder, published_folder, sha256_of
 from shards.errors import CorruptError, MillpondError, from_os_error
 from shards.manifest import encode
+from train.windows import LoaderState
 
 logger = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a run is. `position` counts windows delivered; the order and the folder say which ones those were."""
+    """Where a run is; `data` is where its loader is, and in what."""
 
     step: int
     tokens: int
-    position: int
-    order_version: int
+    data: LoaderState
     recipe: str  # the fingerprint of all that can change what is learned
-    folder_fingerprint: str
     parts: int
     logged_steps: int  # steps in the running sum of losses
 

@@ -80,6 +80,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337
+    order: Literal["shuffled", "sequential"] = "shuffled"  # of the windows; sequential is for debugging
     eval_every: Cadence = 250  # steps; 0 = only at the start and the end
     eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 10_485_760
     sample_every: Cadence = 500

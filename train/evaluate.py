@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from shards.reader import TokenStream
-from train.loader import window_count
 from train.model import Model
+from train.windows import window_count
 
 
 class Evaluation(NamedTuple):

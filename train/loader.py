@@ -1,13 +1,12 @@
 """Windows from the page cache to the device, always a few batches ahead, so that the step never waits.
 
-A thread fills a ring of preallocated slots with the windows the order names, two bytes a token, pinned where there is
-CUDA; they are widened to int64 on the device. A slot is used again only when the copy out of it has finished.
+A thread fills a ring of preallocated slots with the windows the order names and sends them on their way. It announces
+to the disk what comes next while the disk is what it waits for, and touches a slot again only when its copy is done.
 """
 
 import queue
 import threading
 import time
-from collections import deque
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -15,11 +14,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.errors import RefusedError
-from shards.reader import TokenStream
-from train.order import WindowOrder
+from train.slots import CudaSlot, SideStream, Slot
+from train.windows import LoaderState, Windows
+
+try:
+    import resource
+except ImportError:  # Windows, which cannot be told what will be read either
+    resource = None  # type: ignore[assignment]
 
 DEPTH = 8  # batches: hides a pause of 7 steps
+AHEAD = 4  # batches announced to a disk that is slow: 20 to 40 times the speed of one that is not told (Nov 2026)
+COLD = 256  # batches for which a disk is taken to be slow, once it was: announcing costs 1 us a window, as a copy does
+
+
+class Documents(NamedTuple):
+    """Where documents end in a micro-batch, as flash-attention's varlen functions take it.
+
+    `cu_seqlens`: (pieces + 1,) int32 on the device, from 0 to B * T: every window end, and every place in the flattened
+    inputs where a document begins. `max_seqlen`: the longest piece.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
 
 
 class Batch(NamedTuple):
@@ -27,85 +43,84 @@ class Batch(NamedTuple):
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    documents: Documents | None = None
 
 
-class _Slot(NamedTuple):
-    """(B, T + 1) tokens: one memory that numpy fills as unsigned and torch copies as signed, having no such type."""
+class Stats(NamedTuple):
+    """Since the loader was made: seconds `next()` waited for a filled slot, seconds the GPU waited for a copy, batches.
 
-    unsigned: NDArray[np.unsignedinteger]
-    signed: torch.Tensor
+    `ready` is how many batches lie filled at this moment.
+    """
 
-
-def window_count(tokens: int, seq_len: int) -> int:
-    """How many windows of `seq_len` targets a stream has; window k starts at k * seq_len and shares its last token."""
-    return max(0, (tokens - 1) // seq_len)
+    queue_wait_s: float
+    transfer_wait_s: float
+    batches: int
+    ready: int
 
 
 class TokenLoader:
-    """Batches of `batch_size` windows of `stream`, in the order of `seed`, from `position` (in windows) on, for ever.
+    """Batches of `batch_size` windows, from `position` (in windows) on, for ever.
 
     Rank r of `world_size` gets the r-th `batch_size` windows of every `batch_size * world_size`. Between two calls of
     `next()`, `position` is all there is to save: batch size and world size may change there without repeating or
-    losing a window.
+    losing a window. With `documents`, each batch says where its documents end.
     """
 
     def __init__(
         self,
-        stream: TokenStream,
-        seq_len: int,
+        windows: Windows,
         batch_size: int,
-        seed: int,
         *,
         position: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
         depth: int = DEPTH,
+        documents: bool = False,
     ) -> None:
-        self.position, self.windows = position, window_count(len(stream), seq_len)
-        if not self.windows:
-            raise RefusedError(
-                f"the split has {len(stream):,} tokens, one window takes {seq_len + 1:,}",
-                "",
-                "prepare more text, or choose a smaller model.seq_len",
-            )
-        self.wait_seconds = 0.0  # how long next() has waited for a filled slot, in all
-        self._stream, self._seq_len, self._batch_size = stream, seq_len, batch_size
-        self._rank, self._world_size = rank, world_size
-        self._order = WindowOrder(self.windows, seed)
-        self._device = device or torch.device("cpu")
-        self._mask = 2 ** (8 * stream.dtype.itemsize) - 1
+        self.position, self.windows = position, windows
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._device, self._documents = device or torch.device("cpu"), documents
+        self._side = SideStream(self._device) if self._device.type == "cuda" else None
         self._slots = [self._allocate() for _ in range(depth)]
-        self._copying: deque[tuple[_Slot, torch.cuda.Event]] = deque()
+        self._queue_wait, self._batches = 0.0, 0
         self._stop = threading.Event()
-        self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
-        self._filled: queue.SimpleQueue[_Slot | BaseException] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._filled: queue.SimpleQueue[Slot | BaseException] = queue.SimpleQueue()
         for slot in self._slots:
             self._free.put(slot)
-        self._thread = threading.Thread(target=self._fill, args=(position,), name="loader", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 
     def next(self) -> Batch:
         """The next batch. Whatever went wrong in the thread is raised here."""
-        began = time.perf_counter()
-        slot = self._filled.get()
-        self.wait_seconds += time.perf_counter() - began
+        slot = self._next_filled()
         if isinstance(slot, BaseException):
             self._filled.put(slot)  # the thread is gone: every later call says the same
             raise slot
+        tokens = slot.deliver().to(self._device)
+        documents = None if slot.boundaries is None else self._deliver_documents(slot.boundaries)
+        self._free.put(slot)
         self.position += self._batch_size * self._world_size
-        if self._device.type == "cuda":
-            tokens = self._to_cuda(slot)
-        else:
-            tokens = torch.from_numpy(slot.unsigned.astype(np.int64)).to(self._device)
-            self._free.put(slot)
-        return Batch(tokens[:, :-1], tokens[:, 1:])
+        self._batches += 1
+        return Batch(tokens[:, :-1], tokens[:, 1:], documents)
+
+    def stats(self) -> Stats:
+        """What waiting there was. Nothing here waits for the device."""
+        waited = self._side.waited() if self._side else 0.0
+        return Stats(self._queue_wait, waited, self._batches, self._filled.qsize())
+
+    def state(self) -> LoaderState:
+        """What to save, to go on behind the last batch delivered: see windows.position_of."""
+        return self.windows.state(self.position)
 
     def close(self) -> None:
         """Stop the thread; a loader that was closed has no next()."""
         self._stop.set()
         self._free.put(None)
         self._thread.join()
+        for slot in self._slots:
+            slot.drain()
 
     def __enter__(self) -> Self:
         return self
@@ -115,33 +130,59 @@ class TokenLoader:
     ) -> None:
         self.close()
 
-    def _allocate(self) -> _Slot:
-        signed = torch.empty(
-            (self._batch_size, self._seq_len + 1),
-            dtype=torch.int16 if self._stream.dtype.itemsize == 2 else torch.int32,
-            pin_memory=self._device.type == "cuda",
-        )
-        return _Slot(signed.numpy().view(self._stream.dtype), signed)
+    def _allocate(self) -> Slot:
+        size = self._batch_size, self.windows.seq_len, self.windows.dtype
+        return CudaSlot(*size, self._device, self._side) if self._side else Slot(*size)
 
-    def _to_cuda(self, slot: _Slot) -> torch.Tensor:
-        narrow = slot.signed.to(self._device, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
-        self._copying.append((slot, copied))
-        while len(self._copying) > 1:  # the copy before this one: done by now unless the GPU is far behind
-            earlier, event = self._copying.popleft()
-            event.synchronize()
-            self._free.put(earlier)
-        return narrow.to(torch.int64).bitwise_and_(self._mask)
-
-    def _fill(self, position: int) -> None:
-        """The thread: from here on only numpy slices touch the map, since they let other threads run during a read."""
+    def _next_filled(self) -> Slot | BaseException:
+        """A wait is counted only where there is one: a slot that lies ready costs no look at the clock."""
         try:
-            position += self._rank * self._batch_size
-            while (slot := self._free.get()) is not None and not self._stop.is_set():
-                for row, window in zip(slot.unsigned, self._order.at(position, self._batch_size).tolist(), strict=True):
-                    self._stream.read_into(window * self._seq_len, row)
-                self._filled.put(slot)
-                position += self._batch_size * self._world_size
+            return self._filled.get_nowait()
+        except queue.Empty:
+            began = time.perf_counter()
+            slot = self._filled.get()
+            self._queue_wait += time.perf_counter() - began
+            return slot
+
+    def _deliver_documents(self, boundaries: NDArray[np.int32]) -> Documents:
+        ends = torch.from_numpy(boundaries)
+        if self._side:
+            ends = ends.pin_memory()  # torch's own pool, which keeps it until the copy is done
+        return Documents(ends.to(self._device, non_blocking=True), int(np.diff(boundaries).max()))
+
+    def _run(self) -> None:
+        try:
+            self._fill()
         except BaseException as error:
             self._filled.put(error)
+
+    def _fill(self) -> None:
+        """The thread: from here on only numpy copies from the map, since they let other threads run during a read."""
+        windows, count, stride = self.windows, self._batch_size, self._batch_size * self._world_size
+        position = announced = cold_until = self.position + self._rank * count
+        faults = _reads_waited_for()
+        while (slot := self._free.get()) is not None and not self._stop.is_set():
+            announced = max(announced, position + stride)
+            while announced < min(cold_until, position + (AHEAD + 1) * stride):
+                windows.will_need(announced, count)
+                announced += stride
+            slot.reclaim()
+            windows.read(position, slot.rows)
+            if (found := _reads_waited_for()) > faults:
+                faults, cold_until = found, position + COLD * stride
+            if self._documents:
+                slot.boundaries = self._cumulative(windows.boundaries(position, np.arange(count)))
+            slot.send()
+            self._filled.put(slot)
+            position += stride
+
+    def _cumulative(self, boundaries: NDArray[np.int64]) -> NDArray[np.int32]:
+        ends = np.arange(self._batch_size + 1) * self.windows.seq_len
+        return np.unique(np.concatenate([ends, boundaries])).astype(np.int32)
+
+
+def _reads_waited_for() -> int:
+    """How often this thread (or process, where threads are not counted) has waited for a page to come from the disk."""
+    if resource is None:
+        return 0
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt

@@ -27,9 +27,9 @@ from train.loader import TokenLoader
 from train.metrics import Row, RowLog
 from train.model import Model
 from train.optim import Optimizers
-from train.order import ORDER_VERSION
 from train.sample import generate
 from train.step import train_step
+from train.windows import FolderWindows, position_of
 
 logger = logging.getLogger(__name__)
 Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save", row)
@@ -79,6 +79,7 @@ class Trainer:
                     "a run is trained on the one split and trusted by the other",
                     f"prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
                 )
+        self.windows = FolderWindows.of(self.folder, "train", job.model.seq_len, job.train.seed, job.train.order)
         torch.manual_seed(job.train.seed)
         self.model = Model(job.model, vocab_size).to(self.device)
         self.optimizers = Optimizers(self.model, job.optim)
@@ -98,17 +99,10 @@ class Trainer:
         with (
             RowLog(self.job.metrics, last_step) as self.metrics,
             RowLog(self.job.samples, last_step) as self.samples,
-            TokenLoader(
-                self.folder.stream("train"),
-                self.job.model.seq_len,
-                self.micro_batch,
-                train.seed,
-                position=self.position,
-                device=self.device,
-            ) as loader,
+            TokenLoader(self.windows, self.micro_batch, position=self.position, device=self.device) as loader,
             caught_signals() as caught,
         ):
-            self._announce(loader.windows)
+            self._announce()
             if self.step == 0:
                 self._evaluate()
             self._start_clock(loader)
@@ -140,7 +134,7 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
 
-    def _announce(self, windows: int) -> None:
+    def _announce(self) -> None:
         job = self.job
         self.emit(
             "start",
@@ -155,19 +149,21 @@ class Trainer:
                 "micro_batch": self.micro_batch,
                 "accumulation": self.accumulation,
                 "seq_len": job.model.seq_len,
-                "epoch_tokens": windows * job.model.seq_len,
+                "epoch_tokens": self.windows.count * job.model.seq_len,
             },
         )
 
     def _start_clock(self, loader: TokenLoader) -> None:
-        self.clock, self.clock_step, self.clock_wait = time.perf_counter(), self.step, loader.wait_seconds
+        self.clock, self.clock_step, self.clock_stats = time.perf_counter(), self.step, loader.stats()
 
     def _log(self, loader: TokenLoader, grad_norm: torch.Tensor) -> None:
         """One row: the mean loss since the row before, and what the steps between them cost."""
         loss, norm = self.loss_sum.item() / self.logged_steps, grad_norm.item()  # the device is waited for here
         self._require_finite(loss, norm)
         seconds = time.perf_counter() - self.clock
-        waited = loader.wait_seconds - self.clock_wait
+        stats, before = loader.stats(), self.clock_stats
+        queue_wait = stats.queue_wait_s - before.queue_wait_s
+        transfer_wait = stats.transfer_wait_s - before.transfer_wait_s
         steps = self.step - self.clock_step
         tokens = self.job.train.batch_tokens
         row: Row = {
@@ -177,9 +173,10 @@ class Trainer:
             "lr": self.lr,
             "grad_norm": norm,
             "tok_per_s": round(steps * tokens / seconds, 1),
-            "data_wait_ms": round(1000 * waited / steps, 4),
+            "data_wait_ms": round(1000 * queue_wait / steps, 4),
+            "transfer_wait_ms": round(1000 * transfer_wait / steps, 4),
             "step_ms": round(1000 * seconds / steps, 2),
-            "stall_percent": round(100 * waited / seconds, 4),
+            "stall_percent": round(100 * (queue_wait + transfer_wait) / seconds, 4),
         }
         self.metrics.write(row)
         self.emit("log", {**row, "steps": self.steps, "eta_seconds": (self.steps - self.step) * seconds / steps})
@@ -240,10 +237,8 @@ class Trainer:
         progress = Progress(
             step=self.step,
             tokens=self.step * self.job.train.batch_tokens,
-            position=self.position,
+            data=self.windows.state(self.position),
             recipe=self.job.recipe,
-            order_version=ORDER_VERSION,
-            folder_fingerprint=self.folder.manifest.fingerprint,
             parts=self.job.parts,
             logged_steps=self.logged_steps,
         )
@@ -259,9 +254,7 @@ class Trainer:
         progress = saved.progress
         for what, got, expected in (
             ("recipe", progress.recipe, self.job.recipe),
-            ("token folder", progress.folder_fingerprint, self.folder.manifest.fingerprint),
             ("parts", progress.parts, self.job.parts),
-            ("order version", progress.order_version, ORDER_VERSION),
         ):
             if got != expected:
                 raise CorruptError(
@@ -269,6 +262,7 @@ class Trainer:
                     "going on from it would be neither the one run nor the other",
                     "start over with --fresh, or under another --name",
                 )
+        position = position_of(self.windows, progress.data)
         self.model.load_state_dict(saved.model)
         state = saved.state
         torch.set_rng_state(state.pop("rng.cpu"))
@@ -276,7 +270,7 @@ class Trainer:
             torch.cuda.set_rng_state(cuda, self.device)
         self.loss_sum = state.pop("loss_sum").to(self.device)
         self.optimizers.load_tensors(state)
-        self.step, self.position, self.logged_steps = progress.step, progress.position, progress.logged_steps
+        self.step, self.position, self.logged_steps = progress.step, position, progress.logged_steps
 
 
 def _due(step: int, every: int) -> bool:

@@ -58,6 +58,7 @@ def test_a_run_from_text_to_samples(home: Path, tiny_toml: Path) -> None:
         "grad_norm",
         "tok_per_s",
         "data_wait_ms",
+        "transfer_wait_ms",
         "step_ms",
         "stall_percent",
     } <= set(logs[0])

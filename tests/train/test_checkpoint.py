@@ -10,16 +10,17 @@ import torch
 from shards import CorruptError, DiskError
 from train import checkpoint as checkpoints
 from train.checkpoint import Checkpoint, Progress, load_latest, save
+from train.windows import LoaderState
 
 
 def make(step: int) -> Checkpoint:
     progress = Progress(
         step=step,
         tokens=step * 10,
-        position=step,
-        order_version=1,
+        data=LoaderState(
+            position=step, windows=9, seq_len=8, seed=0, order="shuffled", order_version=1, fingerprint="00" * 32
+        ),
         recipe="00" * 32,
-        folder_fingerprint="00" * 32,
         parts=1,
         logged_steps=0,
     )

@@ -3,30 +3,20 @@
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import counting_stream
 
-from shards import RefusedError, Shard, ShardWriter, TokenStream
-from train.loader import TokenLoader, window_count
-
-
-def stream_of(folder: Path, sizes: list[int], first_id: int = 0) -> TokenStream:
-    """Shards whose tokens count up, so that a token says where it stands."""
-    shards, at = [], first_id
-    for i, size in enumerate(sizes):
-        path = folder / f"train-{i:05}.bin"
-        with ShardWriter(path, vocab_size=65_536, eot=65_535, placement="before", fingerprint="00" * 32) as shard:
-            if size:
-                shard.append(np.arange(at, at + size).astype(np.uint16), np.array([0]), np.zeros(1, np.uint64))
-            shard.seal()
-        shards.append(Shard(path))
-        at += size
-    return TokenStream(shards, np.dtype("<u2"))
+from shards import RefusedError, TokenFolder
+from shards.reader import Tokens
+from train.loader import TokenLoader
+from train.windows import FolderWindows, position_of, window_count
 
 
 @settings(deadline=None, max_examples=40)
@@ -36,6 +26,7 @@ def stream_of(folder: Path, sizes: list[int], first_id: int = 0) -> TokenStream:
     batch_size=st.integers(1, 5),
     world_size=st.integers(1, 3),
     seed=st.integers(0, 1000),
+    order=st.sampled_from(["shuffled", "sequential"]),
 )
 def test_every_target_once_an_epoch(
     tmp_path_factory: pytest.TempPathFactory,
@@ -44,13 +35,15 @@ def test_every_target_once_an_epoch(
     batch_size: int,
     world_size: int,
     seed: int,
+    order: str,
 ) -> None:
-    stream = stream_of(tmp_path_factory.mktemp("shards"), sizes)
+    stream = counting_stream(tmp_path_factory.mktemp("shards"), sizes)
     windows = window_count(len(stream), seq_len)
     step = batch_size * world_size
     seen: Counter[int] = Counter()
     loaders = [
-        TokenLoader(stream, seq_len, batch_size, seed, rank=rank, world_size=world_size) for rank in range(world_size)
+        TokenLoader(FolderWindows(stream, seq_len, seed, order), batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
     rows: list[list[int]] = []
     for _ in range(-(-windows // step)):
@@ -65,6 +58,8 @@ def test_every_target_once_an_epoch(
         seen.update(row)
     assert set(seen) == set(range(1, windows * seq_len + 1))
     assert set(seen.values()) == {1}
+    if order == "sequential":
+        assert sorted(rows[:windows]) == rows[:windows]
 
 
 @settings(deadline=None, max_examples=20)
@@ -72,91 +67,171 @@ def test_every_target_once_an_epoch(
 def test_batch_and_world_size_may_change_at_any_time(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:
-    stream = stream_of(tmp_path_factory.mktemp("shards"), [200, 190])
+    windows = FolderWindows(counting_stream(tmp_path_factory.mktemp("shards"), [200, 190]), 5, 9)
     found: list[list[int]] = []
     position = 0
     for batch_size, world_size in changes:
         for rank in range(world_size):
-            with TokenLoader(stream, 5, batch_size, 9, position=position, rank=rank, world_size=world_size) as loader:
+            with TokenLoader(windows, batch_size, position=position, rank=rank, world_size=world_size) as loader:
                 found += loader.next().inputs.tolist()
         position = loader.position
-    with TokenLoader(stream, 5, position, 9) as loader:
+    with TokenLoader(windows, position) as loader:
         assert loader.next().inputs.tolist() == found
 
 
 def test_position_counts_what_was_delivered_not_what_was_read_ahead(tmp_path: Path) -> None:
-    stream = stream_of(tmp_path, [1000])
-    with TokenLoader(stream, 10, 2, 0) as loader:
+    windows = FolderWindows(counting_stream(tmp_path, [1000]), 10, 0)
+    with TokenLoader(windows, 2) as loader:
         loader.next()
-        time.sleep(0.05)  # the ring fills
+        until_ready(loader, 8)
         assert loader.position == 2
+        state = loader.state()
         rest = [loader.next().inputs for _ in range(20)]
-    with TokenLoader(stream, 10, 2, 0, position=2) as resumed:
+    with TokenLoader(windows, 2, position=position_of(windows, state)) as resumed:
         for inputs in rest:
             assert torch.equal(resumed.next().inputs, inputs)
 
 
+def test_a_state_is_refused_by_other_data(tiny_folder: Path) -> None:
+    folder = TokenFolder(tiny_folder)
+    windows = FolderWindows.of(folder, "train", 32, 7)
+    state = windows.state(64)
+    assert position_of(windows, state) == 64
+    assert msgspec.json.decode(msgspec.json.encode(state), type=type(state)) == state
+    for field, other in (
+        ("seq_len 32, here 16", FolderWindows.of(folder, "train", 16, 7)),
+        ("seed 7, here 8", FolderWindows.of(folder, "train", 32, 8)),
+        ("order shuffled, here sequential", FolderWindows.of(folder, "train", 32, 7, "sequential")),
+        ("windows", FolderWindows.of(TokenFolder(tiny_folder, parts=1), "train", 32, 7)),
+        ("fingerprint", FolderWindows(folder.stream("train"), 32, 7, fingerprint="00" * 32)),
+    ):
+        with pytest.raises(RefusedError, match=field):
+            position_of(other, state)
+
+
 def test_ids_above_the_signed_range(tmp_path: Path) -> None:
-    stream = stream_of(tmp_path, [100], first_id=65_400)
-    with TokenLoader(stream, 99, 1, 0) as loader:
+    with TokenLoader(FolderWindows(counting_stream(tmp_path, [100], first_id=65_400), 99, 0), 1) as loader:
         batch = loader.next()
     assert batch.inputs.dtype == torch.int64
     assert batch.inputs[0].tolist() == list(range(65_400, 65_499))
 
 
 def test_a_batch_stays_what_it_was_when_the_ring_goes_round(tmp_path: Path) -> None:
-    stream = stream_of(tmp_path, [5000])
-    with TokenLoader(stream, 10, 3, 0, depth=2) as loader:
+    with TokenLoader(FolderWindows(counting_stream(tmp_path, [5000]), 10, 0), 3, depth=2) as loader:
         batches = [loader.next() for _ in range(30)]
         copies = [batch.inputs.clone() for batch in batches]
-        time.sleep(0.02)
+        until_ready(loader, 2)
         for batch, copy in zip(batches, copies, strict=True):
             assert torch.equal(batch.inputs, copy)
 
 
-def test_a_slow_read_is_hidden_by_the_ring(tmp_path: Path) -> None:
-    """Depth 8: a pause of 60 ms in every 20 batches does not reach a step of 15 ms."""
-    stream = stream_of(tmp_path, [20_000])
-    read, calls = stream.read_into, 0
+class Paced(FolderWindows):
+    """Windows whose every read waits until the test allows one more."""
 
-    def slow(start: int, out: np.ndarray) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 20 == 0:
-            time.sleep(0.06)
-        read(start, out)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(counting_stream(folder, [20_000]), 10, 0)
+        self._allowed, self._reads = threading.Semaphore(0), 0
 
-    stream.read_into = slow
-    with TokenLoader(stream, 10, 1, 0) as loader:
-        time.sleep(0.1)
-        loader.next()
-        began = loader.wait_seconds
-        for _ in range(60):
+    def allow(self, reads: int) -> None:
+        """Let so many reads happen, those of before included."""
+        for _ in range(reads - self._reads):
+            self._allowed.release()
+        self._reads = max(self._reads, reads)
+
+    def __enter__(self) -> "Paced":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.allow(self._reads + 100)  # whatever happened, the thread can end
+
+    def read(self, position: int, rows: Sequence[Tokens]) -> None:
+        self._allowed.acquire()
+        super().read(position, rows)
+
+
+def until_ready(loader: TokenLoader, batches: int) -> None:
+    """Wait for the thread to have filled so many slots. Only a loader that is broken takes longer than no time."""
+    for _ in range(10_000):
+        if loader.stats().ready == batches:
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"{loader.stats().ready} batches are ready, expected {batches}")
+
+
+@pytest.mark.parametrize("depth", [2, 4, 6, 8])
+def test_pauses_of_the_disk_that_the_ring_hides(tmp_path: Path, depth: int) -> None:
+    """Steps of 30 ms; a batch takes 15 ms to read, each twentieth 200 ms, of which the ring hides 30 ms a slot.
+
+    The milliseconds are counted here, and the thread reads when they say it has read, so nothing depends on a clock.
+    """
+    done: list[int] = []  # when a batch has been read: behind the one before it, and into a slot that is free
+    took = [300]  # when a batch was taken: the ring is full at first
+    stalled = 0
+    with TokenLoader(windows := Paced(tmp_path), 1, depth=depth) as loader, windows:
+        for i in range(400):
+            while len(done) < i + depth:
+                j = len(done)
+                free = took[j - depth + 1] if j >= depth else 0
+                done.append(max(done[-1] if done else 0, free) + (200 if j % 20 == 19 else 15))
+            now = max(took[-1] + 30, done[i])
+            stalled += now - took[-1] - 30
+            took.append(now)
+            ready = sum(at <= now for at in done[i:])
+            windows.allow(i + ready)
+            until_ready(loader, ready)
             loader.next()
-            time.sleep(0.015)
-        assert calls >= 60
-        assert loader.wait_seconds - began < 0.015  # of 180 ms of pauses
+        assert stalled == 20 * max(0, 200 - 30 * depth)  # at the default, 8, nothing
+        assert loader.stats()[:3] == (0.0, 0.0, 400)  # no next() found the ring empty when it should not have been
+
+
+def test_a_wait_is_counted(tmp_path: Path) -> None:
+    with TokenLoader(windows := Paced(tmp_path), 1) as loader, windows:
+        threading.Timer(0.05, windows.allow, (1,)).start()
+        loader.next()
+        assert loader.stats().queue_wait_s > 0
+        assert loader.stats().transfer_wait_s == 0  # there is nothing to transfer to
+
+
+def test_a_slow_disk_is_told_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch of this rank is announced once, four ahead at most, while the disk counts as slow."""
+    faults, announced = 0, []
+
+    class Slow(FolderWindows):
+        def read(self, position: int, rows: Sequence[Tokens]) -> None:
+            nonlocal faults
+            faults += position == 42
+            assert all(at <= position + 4 * 4 for at in announced)
+            super().read(position, rows)
+
+        def will_need(self, position: int, count: int) -> None:
+            announced.append(position)
+            super().will_need(position, count)
+
+    monkeypatch.setattr("train.loader._reads_waited_for", lambda: faults)
+    monkeypatch.setattr("train.loader.COLD", 10)
+    with TokenLoader(Slow(counting_stream(tmp_path, [3000, 3000]), 10, 0), 2, world_size=2, rank=1) as loader:
+        for _ in range(40):
+            loader.next()
+    assert announced == list(range(50, 82, 4))  # 46 is read at once, and from 82 on the disk is no longer slow
 
 
 def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path) -> None:
-    stream = stream_of(tmp_path, [1000])
+    class Broken(FolderWindows):
+        def read(self, position: int, rows: Sequence[Tokens]) -> None:
+            raise OSError("the disk went away")
 
-    def broken(start: int, out: np.ndarray) -> None:
-        raise OSError("the disk went away")
-
-    stream.read_into = broken
-    with TokenLoader(stream, 10, 1, 0) as loader:
+    with TokenLoader(Broken(counting_stream(tmp_path, [1000]), 10, 0), 1) as loader:
         for _ in range(2):
             with pytest.raises(OSError, match="the disk went away"):
                 loader.next()
 
 
 def test_close_ends_the_thread(tmp_path: Path) -> None:
-    loader = TokenLoader(stream_of(tmp_path, [1000]), 10, 1, 0)
+    loader = TokenLoader(FolderWindows(counting_stream(tmp_path, [1000]), 10, 0), 1)
     loader.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
 
 
 def test_a_split_too_small_for_one_window(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="the split has 10 tokens, one window takes 11"):
-        TokenLoader(stream_of(tmp_path, [10]), 10, 1, 0)
+        FolderWindows(counting_stream(tmp_path, [10]), 10, 0)

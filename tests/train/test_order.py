@@ -44,6 +44,20 @@ def test_any_way_of_asking_gives_the_same(n: int, start: int, counts: list[int])
     assert pieces == [epochs[k // n][k % n] for k in range(start, at)]
 
 
+def test_sequential_is_the_stream_again_and_again() -> None:
+    order = WindowOrder(CHUNK + 100, 1, "sequential")
+    assert np.array_equal(order.at(0, 2 * order.windows), np.tile(np.arange(order.windows), 2))
+
+
+def test_reading_ahead_into_the_next_chunk_computes_neither_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, computed = WindowOrder(3 * CHUNK, 1), []
+    monkeypatch.setattr("train.order.Permutation", lambda *of: computed.append(of) or (lambda positions: positions))
+    for position in range(0, 2 * CHUNK, 32):
+        order.at(position, 32)
+        order.at(position + 128, 32)
+    assert len(computed) == 3
+
+
 def test_every_epoch_is_another_order() -> None:
     order = WindowOrder(CHUNK + 100, 1)
     epochs = [order.at(e * order.windows, order.windows) for e in range(3)]

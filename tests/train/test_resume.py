@@ -18,7 +18,7 @@ from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.loop import Job, Trainer
 from train.metrics import read_rows
 
-TIMES = {"tok_per_s", "data_wait_ms", "step_ms", "stall_percent"}
+TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 
 
 def job(tokens: Path, root: Path, **train: Any) -> Job:

@@ -104,7 +104,7 @@ class Terminal:
         place = f"{row['step']}/{row['steps']}"
         self._log.print(
             f"{place:>9}  loss {row['loss']:.4f}  lr {_short(row['lr'])}  grad {row['grad_norm']:.2f}  "
-            f"{row['tok_per_s'] / 1000:.1f}k tok/s  wait {row['data_wait_ms']:.2f} + {row['transfer_wait_ms']:.2f} ms "
+            f"{row['tok_per_s'] / 1000:.1f}k tok/s  wait {row['data_wait_ms']:.2f}+{row['transfer_wait_ms']:.2f} ms "
             f"({row['stall_percent']:.2f} %)  {_clock(row['eta_seconds'])}"
         )
 

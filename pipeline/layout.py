@@ -76,6 +76,11 @@ class Layout(NamedTuple):
         """One run's files."""
         return RunPaths(self.runs / name)
 
+    @property
+    def fits(self) -> Path:
+        """The micro-batches that were found best, one file for all runs."""
+        return self.home / "fits.json"
+
     def receipt(self, stage: str, target: str) -> Path:
         """The receipt of a stage that has no folder of its own to put it in."""
         return self.home / "receipts" / f"{stage}-{target}.json"

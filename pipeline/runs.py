@@ -122,6 +122,7 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
         checkpoints=run.checkpoints,
         metrics=run.metrics,
         samples=run.samples,
+        fits=layout.fits,
     )
 
 

@@ -78,7 +78,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     steps: Annotated[int, Meta(ge=0, le=2**40)] = 0
     batch_tokens: Annotated[int, Meta(ge=1, le=2**40)] = 262_144
     micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], Meta(extra=NOT_IDENTITY)] = "auto"  # auto = on for CUDA
+    checkpoint_activations: Annotated[bool, Meta(extra=NOT_IDENTITY)] = False  # less memory, a third more time
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337
     order: Literal["shuffled", "sequential"] = "shuffled"  # of the windows; sequential is for debugging
     eval_every: Cadence = 250  # steps; 0 = only at the start and the end

@@ -1,13 +1,18 @@
-"""What the machine has: the device, the precision it is good at, and how many sequences fit in its memory."""
+"""What the machine has: the device, the precision it is good at, its compiler, and how much fits in its memory."""
 
 import contextlib
+import logging
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from shards.errors import HostError
 from train.config import ModelConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 def pick_device() -> torch.device:
@@ -27,12 +32,19 @@ def device_name(device: torch.device) -> str:
 
 
 def resolve_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """bf16 where the GPU computes in it (Ampere and later), else fp32. HostError when bf16 is asked of another GPU."""
-    able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if config.precision == "bf16" and not able:
-        raise HostError(f"{device_name(device)} does not compute in bf16", "", "--set train.precision=fp32")
-    auto = device.type == "cuda" and able
-    return torch.bfloat16 if config.precision == "bf16" or (config.precision == "auto" and auto) else torch.float32
+    """bf16 where the GPU computes in it (Ampere and later), fp16 on NVIDIA's before, else fp32.
+
+    HostError when a type is asked for that the device does not compute in.
+    """
+    cuda = device.type == "cuda"
+    bf16 = device.type == "cpu" or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+    if (config.precision == "bf16" and not bf16) or (config.precision == "fp16" and not cuda):
+        raise HostError(
+            f"{device_name(device)} does not compute in {config.precision}", "", "--set train.precision=fp32"
+        )
+    if config.precision == "auto":
+        return torch.float32 if not cuda else torch.bfloat16 if bf16 else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
@@ -40,6 +52,49 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
     if precision is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, precision)
+
+
+def loss_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler | None:
+    """What keeps fp16's small gradients from vanishing; the other types reach as far as fp32."""
+    return torch.amp.GradScaler(device.type) if precision is torch.float16 else None
+
+
+def wants_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Whether `train.compile` means yes on this device."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+
+
+class OrEager:
+    """`function` compiled by torch, or as it is from the first failure to compile it on (no Triton, no C compiler).
+
+    Each shape is compiled for itself, which takes a minute for a big model: call it with few.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._eager = function
+        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(function, fullgraph=True, dynamic=False)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether nothing has failed yet."""
+        return self._compiled is not None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`function` of `x`."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        if self._compiled is not None:
+            try:
+                return self._compiled(x)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                reason = " ".join(str(error).split("\n\n")[0].split())
+                logger.warning(
+                    "torch.compile failed, going on without it, slower and with the same result: %s\n"
+                    "train.compile=off asks for that from the start",
+                    reason,
+                )
+                self._compiled = None
+        return self._eager(x)
 
 
 def fitting_micro_batch(

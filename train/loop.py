@@ -21,14 +21,23 @@ from shards.reader import TokenFolder
 from train import checkpoint as checkpoints
 from train.checkpoint import Checkpoint, Progress
 from train.config import ModelConfig, OptimConfig, TrainConfig, step_count
-from train.device import autocast, device_name, fitting_micro_batch, pick_device, resolve_precision
+from train.device import (
+    OrEager,
+    autocast,
+    device_name,
+    loss_scaler,
+    pick_device,
+    resolve_precision,
+    wants_compile,
+)
 from train.evaluate import Evaluation, evaluate
+from train.fitting import best_fit
 from train.loader import TokenLoader
 from train.metrics import Row, RowLog
 from train.model import Model
 from train.optim import Optimizers
 from train.sample import generate
-from train.step import train_step
+from train.step import Stepper
 from train.windows import FolderWindows, position_of
 
 logger = logging.getLogger(__name__)
@@ -50,6 +59,7 @@ class Job(NamedTuple):
     checkpoints: Path
     metrics: Path
     samples: Path
+    fits: Path | None = None  # the micro-batches found on this machine, for all runs
 
 
 class Result(NamedTuple):
@@ -80,17 +90,26 @@ class Trainer:
                     f"prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
                 )
         self.windows = FolderWindows.of(self.folder, "train", job.model.seq_len, job.train.seed, job.train.order)
+        self.fit = best_fit(job.model, job.optim, job.train, vocab_size, self.device, job.fits)
+        self.micro_batch = self.fit.micro_batch
+        self.accumulation = job.train.batch_tokens // job.model.seq_len // self.micro_batch
         torch.manual_seed(job.train.seed)
         self.model = Model(job.model, vocab_size).to(self.device)
+        self.model.checkpoint_activations = job.train.checkpoint_activations
+        if wants_compile(job.train, self.device):
+            self.model.compiled_hidden = OrEager(self.model.hidden)
         self.optimizers = Optimizers(self.model, job.optim)
+        self.stepper = Stepper(
+            self.model,
+            self.optimizers,
+            self.accumulation,
+            job.optim.clip,
+            self._autocast,
+            loss_scaler(self.device, self.precision),
+        )
         self.loss_sum = torch.zeros((), device=self.device)
         self.logged_steps = self.step = self.position = 0
         self._restore(checkpoints.load_latest(job.checkpoints))
-        sequences = job.train.batch_tokens // job.model.seq_len
-        self.micro_batch = job.train.micro_batch or fitting_micro_batch(
-            sequences, self.model.parameter_count(), job.model, vocab_size, self.device, self.precision
-        )
-        self.accumulation = sequences // self.micro_batch
 
     def run(self) -> Result:
         """Train to the last step. Interrupted, after a checkpoint, when a signal asked for an end."""
@@ -108,9 +127,7 @@ class Trainer:
             self._start_clock(loader)
             while self.step < self.steps:
                 self.lr = self.optimizers.schedule(self.step, self.steps)
-                result = train_step(
-                    self.model, self.optimizers, loader, self.accumulation, self.job.optim.clip, self._autocast
-                )
+                result = self.stepper.step(loader)
                 self.step += 1
                 self.position = loader.position
                 self.loss_sum += result.loss
@@ -177,6 +194,7 @@ class Trainer:
             "transfer_wait_ms": round(1000 * transfer_wait / steps, 4),
             "step_ms": round(1000 * seconds / steps, 2),
             "stall_percent": round(100 * (queue_wait + transfer_wait) / seconds, 4),
+            **self.stepper.counts(),
         }
         self.metrics.write(row)
         self.emit("log", {**row, "steps": self.steps, "eta_seconds": (self.steps - self.step) * seconds / steps})
@@ -198,7 +216,7 @@ class Trainer:
             self.folder.stream("val"),
             self.folder.tokenizer.byte_lengths,
             self.job.train.eval_tokens,
-            self.micro_batch,
+            self.fit.eval_batch,
             self._autocast,
         )
 
@@ -230,7 +248,7 @@ class Trainer:
         self._require_finite(self.loss_sum.item(), 0.0 if finite else math.nan)
         self.metrics.sync()
         self.samples.sync()
-        state = self.optimizers.tensors()
+        state = self.optimizers.tensors() | self.stepper.tensors()
         state["rng.cpu"], state["loss_sum"] = torch.get_rng_state(), self.loss_sum
         if self.device.type == "cuda":
             state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -269,6 +287,7 @@ class Trainer:
         if (cuda := state.pop("rng.cuda", None)) is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda, self.device)
         self.loss_sum = state.pop("loss_sum").to(self.device)
+        self.stepper.load_tensors(state)
         self.optimizers.load_tensors(state)
         self.step, self.position, self.logged_steps = progress.step, position, progress.logged_steps
 

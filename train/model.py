@@ -7,12 +7,15 @@ Shapes: B sequences, T tokens, D d_model, H heads, K = D / H, F ff_width, V voca
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from train.config import ModelConfig
+from train.loss import linear_cross_entropy
 
 VOCAB_MULTIPLE = 64  # tensor cores want it; the rows past the vocabulary are never seen, nor counted
 
@@ -101,6 +104,8 @@ class Model(nn.Module):
 
     rope_cos: Tensor
     rope_sin: Tensor
+    checkpoint_activations = False  # keep only what enters each block, and compute the rest again in the backward pass
+    compiled_hidden: Callable[[Tensor], Tensor] | None = None  # hidden(), compiled: for what is called in few shapes
 
     def __init__(self, config: ModelConfig, vocab_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -133,18 +138,24 @@ class Model(nn.Module):
             x = x + self.positions.weight[:T]
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rope)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, use_reentrant=False)
+            else:
+                x = block(x, rope)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, V) logits."""
-        table = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(self.hidden(ids), table)[..., : self.vocab_size]
+        return F.linear(self.hidden(ids), self._table)[..., : self.vocab_size]
 
-    def losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """(B, T) and (B, T) int64 -> (B * T,) fp32 cross-entropies in nats."""
-        logits = self(inputs).float()
-        return F.cross_entropy(logits.reshape(-1, self.vocab_size), targets.reshape(-1), reduction="none")
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(B, T) and (B, T) int64 -> () fp32: the mean cross-entropy in nats."""
+        hidden = (self.compiled_hidden or self.hidden)(inputs)
+        return linear_cross_entropy(hidden.flatten(0, 1), self._table, targets.flatten(), self.vocab_size)
+
+    @property
+    def _table(self) -> Tensor:
+        return self.embed.weight if self.head is None else self.head.weight
 
     def parameter_count(self) -> int:
         """Parameters, without the rows that only pad the vocabulary: the number that papers publish."""

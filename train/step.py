@@ -1,39 +1,156 @@
-"""One optimizer step: micro-batches forward and backward, clip, update. Nothing here waits for the device."""
+"""One optimizer step: micro-batches forward and backward, clip, update. Nothing here waits for the device.
 
+fp16 alone makes the host wait once a step, to hear whether the gradients overflowed. Memory that runs out makes the
+micro-batches smaller and the step the same.
+"""
+
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
-from train.loader import TokenLoader
+from shards.errors import HostError
+from train.loader import Batch
 from train.model import Model
 from train.optim import Optimizers
 
+logger = logging.getLogger(__name__)
+
 
 class StepResult(NamedTuple):
-    """Scalars still on the device: the batch's mean loss in nats per token, the gradient norm before clipping."""
+    """Scalars still on the device: the batch's mean loss in nats per token, the gradient norm before clipping.
+
+    The norm of a step that was skipped for an overflow is 0: nothing moved.
+    """
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
 
 
-def train_step(
-    model: Model,
-    optimizers: Optimizers,
-    loader: TokenLoader,
-    accumulation: int,
-    clip: float,
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> StepResult:
-    """Learn from the next `accumulation` micro-batches as from one batch: their gradients are averaged."""
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for _ in range(accumulation):
-        batch = loader.next()
-        with autocast():
-            loss = model.losses(batch.inputs, batch.targets).mean() / accumulation
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
-    optimizers.step()
-    return StepResult(total, norm)
+class Batches(Protocol):
+    """What a TokenLoader does for a step."""
+
+    def next(self) -> Batch:
+        """The next batch."""
+
+
+class Stepper:
+    """Learns from `accumulation` batches of the loader as from one batch: their gradients are averaged.
+
+    `scaler`, for fp16, scales the loss; a step whose gradients overflow is skipped as it says, and is counted.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizers: Optimizers,
+        accumulation: int,
+        clip: float,
+        autocast: Callable[[], AbstractContextManager[object]],
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.model, self.optimizers, self.accumulation = model, optimizers, accumulation
+        self.clip, self.autocast, self.scaler = clip or float("inf"), autocast, scaler
+        self.pieces = 1  # what each of the loader's batches is cut into, since the whole did not fit
+        self.skipped = 0
+
+    def step(self, loader: Batches) -> StepResult:
+        """Learn from the next batches. HostError when not even one sequence at once fits in memory."""
+        total = torch.zeros((), device=next(self.model.parameters()).device)
+        batches: list[Batch] = []
+        for _ in range(self.accumulation):
+            batches.append(loader.next())
+            waiting = batches[-1:]
+            while not self._learned(waiting, total):
+                self._cut_smaller(batches[0])
+                self.model.zero_grad(set_to_none=True)  # a backward pass that broke off has left some of its gradients
+                total.zero_()
+                waiting = batches
+        return StepResult(total, self.update())
+
+    def learn(self, batch: Batch) -> torch.Tensor:
+        """Add the gradients of one micro-batch, forward and backward; returns its share of the step's mean loss."""
+        with self.autocast():
+            loss = self.model.loss(batch.inputs, batch.targets) / (self.accumulation * self.pieces)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def update(self) -> torch.Tensor:
+        """Clip and apply the gradients, and forget them; returns their norm before."""
+        if self.scaler is None:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.optimizers.step()
+            return norm
+        together = cast(torch.optim.Optimizer, _Together(self.optimizers))
+        self.scaler.unscale_(together)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        if self.scaler.step(together) is None:
+            self.skipped += 1
+            self.model.zero_grad(set_to_none=True)
+            norm = torch.zeros_like(norm)
+        self.scaler.update()
+        return norm
+
+    def counts(self) -> dict[str, Any]:
+        """What fp16 adds to a log row."""
+        return {} if self.scaler is None else {"skipped_steps": self.skipped, "loss_scale": self.scaler.get_scale()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What must come back for the next step to be the one it would have been."""
+        if self.scaler is None:
+            return {}
+        state = self.scaler.state_dict()
+        values = state["scale"], state["_growth_tracker"], self.skipped
+        return {"scaler": torch.tensor(values, dtype=torch.float64)}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over, and out of `tensors`, what `tensors()` gave."""
+        saved = tensors.pop("scaler", None)
+        if saved is not None and self.scaler is not None:
+            scale, growth, skipped = saved.tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
+            self.skipped = int(skipped)
+
+    def _learned(self, batches: list[Batch], total: torch.Tensor) -> bool:
+        """Learn from `batches` and add their losses to `total`; False when the memory ran out in the middle of it."""
+        try:
+            for batch in batches:
+                size = len(batch.inputs) // self.pieces
+                for piece in zip(torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True):
+                    total += self.learn(Batch(*piece))
+        except torch.OutOfMemoryError:
+            return False  # what the broken pass still held is let go with its frames, before the next try
+        return True
+
+    def _cut_smaller(self, batch: Batch) -> None:
+        sequences, seq_len = batch.inputs.shape
+        now = sequences // self.pieces
+        if now == 1:
+            raise HostError(
+                f"out of memory with one sequence of {seq_len:,} tokens at once",
+                "a smaller micro-batch does not exist",
+                "--set train.checkpoint_activations=true, or a smaller model.seq_len or model.d_model",
+            )
+        smaller = next(size for size in range(now // 2, 0, -1) if sequences % size == 0)
+        self.pieces = sequences // smaller
+        if batch.inputs.is_cuda:
+            torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory with %d sequences at once: going on with %d at once, and as many in a step as before",
+            now,
+            smaller,
+        )
+
+
+class _Together:
+    """All optimizers as the one a GradScaler knows: an overflow anywhere skips the whole step."""
+
+    def __init__(self, optimizers: Optimizers) -> None:
+        self._optimizers = optimizers
+        self.param_groups = [group for optimizer in optimizers.each for group in optimizer.param_groups]
+
+    def step(self) -> bool:
+        self._optimizers.step()
+        return True

@@ -115,6 +115,7 @@ def test_what_cannot_change_the_result_is_no_identity() -> None:
     assert identity(TokensConfig()) != identity(TokensConfig(val_fraction=0.01))
     quiet = TrainConfig(log_every=1, micro_batch=3, eval_every=9, checkpoint_every=2, keep_checkpoints=9, prompts=())
     assert identity(TrainConfig()) == identity(quiet)
+    assert identity(TrainConfig()) == identity(TrainConfig(compile="off", checkpoint_activations=True))
     assert identity(TrainConfig()) != identity(TrainConfig(seed=2))
 
 

@@ -117,7 +117,7 @@ def test_the_first_loss_is_that_of_a_guess(form: str) -> None:
     torch.manual_seed(1)
     model = Model(FORMS[form], VOCAB)
     ids = torch.randint(0, VOCAB, (8, 49))
-    assert model.losses(ids[:, :-1], ids[:, 1:]).mean().item() == pytest.approx(math.log(VOCAB), abs=0.1)
+    assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(VOCAB), abs=0.1)
 
 
 @pytest.mark.parametrize("settings", [(), ("model.tied=true",)], ids=["", "tied"])
@@ -127,7 +127,7 @@ def test_the_first_loss_of_the_presets(preset: str, settings: tuple[str, ...]) -
     model = Model(load(preset, settings)[1].model, 50257)
     ids = torch.randint(0, 50257, (1, 129))
     with torch.no_grad():
-        loss = model.losses(ids[:, :-1], ids[:, 1:]).mean().item()
+        loss = model.loss(ids[:, :-1], ids[:, 1:]).item()
     assert loss == pytest.approx(math.log(50257), abs=0.1)
 
 
@@ -153,7 +153,7 @@ def test_one_batch_can_be_overfitted(form: str, name: str) -> None:
     ids = torch.randint(0, VOCAB, (4, 49))
     for step in range(150):
         optimizers.schedule(step + 30, 1000)
-        loss = model.losses(ids[:, :-1], ids[:, 1:]).mean()
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
         loss.backward()
         optimizers.step()
     assert loss.item() < 0.1
@@ -164,7 +164,7 @@ def test_the_padding_of_the_vocabulary_is_never_seen() -> None:
     assert model.embed.weight.shape[0] == 384
     ids = torch.randint(0, VOCAB, (2, 49))
     assert model(ids[:, :-1]).shape == (2, 48, VOCAB)
-    model.losses(ids[:, :-1], ids[:, 1:]).sum().backward()
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
     assert model.head is not None and model.head.weight.grad is not None and model.embed.weight.grad is not None
     assert not model.head.weight.grad[VOCAB:].any()
     assert not model.embed.weight.grad[VOCAB:].any()

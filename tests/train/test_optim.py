@@ -45,42 +45,6 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
     assert not names_of(model, adamw) & names_of(model, muon)
 
 
-def test_accumulation_is_one_batch() -> None:
-    """1 x 4 sequences and 4 x 1 give the same weights, up to the order of the sums."""
-    from train.step import train_step
-
-    class Fixed:
-        def __init__(self, size: int) -> None:
-            self.size, self.at = size, 0
-            self.ids = torch.randint(0, 100, (8, 17), generator=torch.Generator().manual_seed(0))
-
-        def next(self) -> object:
-            from train.loader import Batch
-
-            rows = self.ids[self.at : self.at + self.size]
-            self.at += self.size
-            return Batch(rows[:, :-1], rows[:, 1:])
-
-    from contextlib import nullcontext
-
-    weights = []
-    for size in (4, 1):
-        torch.manual_seed(0)
-        model = Model(ModelConfig(**SIZES), 100)
-        optimizers = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, eps=1e-8))
-        loader = Fixed(size)
-        results = []
-        for step in range(2):
-            optimizers.schedule(step, 100)
-            results.append(train_step(model, optimizers, loader, 4 // size, 1.0, nullcontext))
-        weights.append((torch.cat([p.flatten() for p in model.parameters()]), results))
-    (one, results_one), (four, results_four) = weights
-    assert torch.allclose(one, four, atol=1e-5)
-    for a, b in zip(results_one, results_four, strict=True):
-        assert a.loss.item() == pytest.approx(b.loss.item(), abs=1e-5)
-        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
-
-
 def test_linear() -> None:
     config = OptimConfig(schedule="linear", warmup_steps=10, decay_fraction=0.5, final_lr=0.1)
     factors = [lr_factor(config, step, 100) for step in range(100)]
@@ -133,7 +97,7 @@ def test_state_survives_its_tensors(name: str) -> None:
         for step in steps:
             ids = torch.randint(0, 100, (2, 17), generator=torch.Generator().manual_seed(step))
             optimizers.schedule(step, 20)
-            model.losses(ids[:, :-1], ids[:, 1:]).mean().backward()
+            model.loss(ids[:, :-1], ids[:, 1:]).backward()
             optimizers.step()
 
     straight, optimizers = build()

@@ -1,0 +1,205 @@
+"""A step is the same whatever it is cut into, whatever runs out, and whichever way it is computed."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shards import HostError
+from train.config import ModelConfig, OptimConfig
+from train.device import OrEager
+from train.loader import Batch
+from train.model import Model
+from train.optim import Optimizers
+from train.step import Stepper, StepResult
+
+CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=32, seq_len=16)
+ADAMW = OptimConfig(name="adamw", lr=1e-3, eps=1e-8)
+
+
+class Fixed:
+    """Batches of `size` sequences, always the same ones in the same order."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.at = size, 0
+        self.ids = torch.randint(0, 100, (64, 17), generator=torch.Generator().manual_seed(0))
+
+    def next(self) -> Batch:
+        rows = self.ids[self.at : self.at + self.size]
+        self.at += self.size
+        return Batch(rows[:, :-1], rows[:, 1:])
+
+
+def stepper(accumulation: int, optim: OptimConfig = ADAMW, **settings: Any) -> Stepper:
+    torch.manual_seed(0)
+    model = Model(CONFIG, 100)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return Stepper(model, Optimizers(model, optim), accumulation, 1.0, nullcontext, **settings)
+
+
+def weights(of: Stepper) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in of.model.parameters()])
+
+
+def learn(of: Stepper, loader: Fixed, steps: int) -> list[StepResult]:
+    results = []
+    for step in range(steps):
+        of.optimizers.schedule(step + 30, 100)
+        results.append(of.step(loader))
+    return results
+
+
+def assert_same(ours: list[StepResult], theirs: list[StepResult]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.loss.item() == pytest.approx(b.loss.item(), abs=1e-5)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
+
+
+def test_accumulation_is_one_batch() -> None:
+    """1 x 4 sequences and 4 x 1 give the same weights, up to the order of the sums."""
+    one, four = stepper(1), stepper(4)
+    assert_same(learn(one, Fixed(4), 2), learn(four, Fixed(1), 2))
+    assert torch.allclose(weights(one), weights(four), atol=1e-5)
+
+
+def out_of_memory_at(of: Stepper, monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
+    """The model runs out of memory, halfway through its backward pass, where `fails(call, sequences)`."""
+    sizes: list[int] = []
+    whole = of.model.loss
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.append(len(inputs))
+        found = whole(inputs, targets)
+        if fails(len(sizes), len(inputs)):
+            found.backward()  # gradients that a pass which breaks off leaves behind
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr(of.model, "loss", loss)
+    return sizes
+
+
+def test_memory_that_runs_out_changes_the_micro_batch_and_not_the_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the third of four micro-batches of six; then again in a micro-batch of three, which one divides."""
+    calm, shaken = stepper(4), stepper(4)
+    sizes = out_of_memory_at(shaken, monkeypatch, lambda call, size: call == 3 or (call == 8 and size == 3))
+    expected, loader = learn(calm, Fixed(6), 2), Fixed(6)
+    assert_same(learn(shaken, loader, 2), expected)
+    assert torch.allclose(weights(calm), weights(shaken), atol=1e-5)
+    assert sizes == [6] * 3 + [3] * 5 + [1] * 48
+    assert loader.at == 48
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with 6 sequences at once: going on with 3 at once, and as many in a step as before",
+        "out of memory with 3 sequences at once: going on with 1 at once, and as many in a step as before",
+    ]
+
+
+def test_not_even_one_sequence_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = stepper(2)
+    sizes = out_of_memory_at(ours, monkeypatch, lambda call, size: True)
+    with pytest.raises(HostError, match="out of memory with one sequence of 16 tokens") as caught:
+        ours.step(Fixed(4))
+    assert "train.checkpoint_activations=true" in caught.value.fix
+    assert sizes == [4, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_an_overflow_skips_the_whole_step(name: str) -> None:
+    """One gradient of one table overflows: no optimizer moves, the scale is halved, and it is counted."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    ours = stepper(1, OptimConfig(name=name, lr=1e-3), scaler=scaler)
+    loader = Fixed(4)
+    learn(ours, loader, 1)
+    before, state = weights(ours), {key: value.clone() for key, value in ours.optimizers.tensors().items()}
+    hook = ours.model.embed.weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), torch.inf))
+    result = ours.step(loader)
+    hook.remove()
+    assert torch.equal(weights(ours), before)
+    assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.tensors().items())
+    assert result.grad_norm == 0 and result.loss.isfinite()
+    assert ours.counts() == {"skipped_steps": 1, "loss_scale": 512.0}
+    assert all(parameter.grad is None for parameter in ours.model.parameters())
+    learn(ours, loader, 1)
+    assert not torch.equal(weights(ours), before)
+    assert ours.counts()["skipped_steps"] == 1
+
+
+def test_a_scaled_step_is_the_plain_one() -> None:
+    plain, scaled = stepper(2), stepper(2, scaler=torch.amp.GradScaler("cpu", init_scale=4096.0))
+    assert_same(learn(plain, Fixed(4), 3), learn(scaled, Fixed(4), 3))
+    assert torch.allclose(weights(plain), weights(scaled), atol=1e-5)
+
+
+def test_the_scaler_comes_back() -> None:
+    before = stepper(1, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    before.skipped = 3
+    learn(before, Fixed(4), 5)
+    after = stepper(1, scaler=torch.amp.GradScaler("cpu"))
+    tensors = before.tensors()
+    after.load_tensors(tensors)
+    assert not tensors
+    assert after.counts() == before.counts() == {"skipped_steps": 3, "loss_scale": 1024.0}
+    assert after.scaler is not None and before.scaler is not None
+    assert after.scaler.state_dict() == before.scaler.state_dict()
+    assert before.scaler.state_dict()["_growth_tracker"] == 5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointed_activations_change_nothing(family: str, dropout: float) -> None:
+    torch.manual_seed(0)
+    model = Model(ModelConfig(family=family, n_layer=2, n_head=2, d_model=32, seq_len=16, dropout=dropout), 100)
+    batch = Fixed(4).next()
+    gradients = []
+    for model.checkpoint_activations in (False, True):
+        torch.manual_seed(1)
+        model.loss(*batch).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        model.zero_grad(set_to_none=True)
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_checkpointed_activations_are_computed_again() -> None:
+    """Or the option would be no option."""
+    ours = stepper(1)
+    calls = []
+    ours.model.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    ours.learn(Fixed(2).next())
+    ours.model.checkpoint_activations = True
+    ours.learn(Fixed(2).next())
+    assert len(calls) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_compiled_it_is_the_same_model() -> None:
+    plain, compiled = stepper(1), stepper(1)
+    names = list(compiled.model.state_dict())
+    compiled.model.compiled_hidden = OrEager(compiled.model.hidden)
+    assert_same(learn(plain, Fixed(4), 2), learn(compiled, Fixed(4), 2))
+    assert torch.allclose(weights(plain), weights(compiled), atol=1e-4)
+    assert list(compiled.model.state_dict()) == names
+    assert compiled.model.compiled_hidden.is_compiled
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_without_a_compiler_it_is_eager(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor, "fx_graph_cache", False)
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nonexistent/g++"))
+    torch.compiler.reset()
+    plain, ours = stepper(1), stepper(1)
+    ours.model.compiled_hidden = OrEager(ours.model.hidden)
+    assert_same(learn(ours, Fixed(4), 2), learn(plain, Fixed(4), 2))
+    assert torch.equal(weights(plain), weights(ours))
+    (record,) = (record for record in caplog.records if record.name == "train.device")
+    assert record.getMessage().startswith("torch.compile failed, going on without it")
+    assert "No working C++ compiler found" in record.getMessage()

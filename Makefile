@@ -43,9 +43,10 @@ check: .venv/dev ## Formatting, lint and types
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 
-bench: .venv/dev ## Side-by-side figures of preparing and loading
+bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
 	@.venv/bin/python -P tests/benchmarks/prepare.py
 	@.venv/bin/python -P tests/benchmarks/loader.py
+	@.venv/bin/python -P tests/benchmarks/train.py
 
 $(millpond): pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv

@@ -72,3 +72,25 @@ def test_a_prompt_longer_than_the_context(tiny_folder: Path, model: Model) -> No
     prompt = "many words " * 40
     assert len(tokenizer.encode(prompt)) > 64
     assert generate(model, tokenizer, prompt, 3).startswith(prompt)
+
+
+def test_memory_that_runs_out_is_met_with_smaller_batches(
+    tiny_folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = TokenFolder(tiny_folder)
+    stream, lengths = folder.stream("val"), folder.tokenizer.byte_lengths
+    expected = evaluate(model, stream, lengths, 3200, 9, nullcontext)
+    whole, sizes = model.loss, []
+
+    def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        if len(inputs) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(inputs, targets)
+
+    monkeypatch.setattr(model, "loss", loss)
+    found = evaluate(model, stream, lengths, 3200, 64, nullcontext)
+    assert sizes == [64, 32, 16, 16, 16, 16, 16, 16, 4]
+    assert (found.tokens, found.bpb) == (expected.tokens, pytest.approx(expected.bpb, rel=1e-6))
+    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert "evaluation: out of memory with 32 sequences at once: going on with 16" in caplog.text

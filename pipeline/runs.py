@@ -129,8 +129,9 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
 def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
     """The newest checkpoint's loss on the first `tokens` of validation (0: all), as written to evaluation.json."""
     from shards.reader import TokenFolder
-    from train.device import autocast, fitting_micro_batch, pick_device, resolve_precision
+    from train.device import autocast, pick_device, resolve_precision
     from train.evaluate import evaluate
+    from train.fitting import best_fit
     from train.trained import load_trained
 
     run = existing(layout, name)
@@ -141,13 +142,13 @@ def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
     device = pick_device()
     precision = resolve_precision(wanted.train, device)
     stream, vocab_size = folder.stream("val"), folder.tokenizer.vocab_size
-    parameters = trained.model.parameter_count()
+    fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, device, wanted.fits)
     found = evaluate(
         trained.model,
         stream,
         folder.tokenizer.byte_lengths,
         tokens or len(stream),
-        fitting_micro_batch(16, parameters, wanted.model, vocab_size, device, precision),
+        fit.eval_batch,
         lambda: autocast(device, precision),
     )
     result: dict[str, Any] = {

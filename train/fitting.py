@@ -84,7 +84,7 @@ def best_fit(
     guess = fitting_micro_batch(sequences, parameters, model, vocab_size, device, precision)
     if train.micro_batch or device.type != "cuda":
         size = train.micro_batch or guess
-        return Fit(micro_batch=size, eval_batch=size)
+        return Fit(micro_batch=size, eval_batch=guess)
     case = Case(
         card=device_name(device),
         torch=torch.__version__,

@@ -99,7 +99,9 @@ def test_another_micro_batch_sees_the_same_data(
     Trainer(smaller, lambda *_: None).run()
     for ours, theirs in zip(rows(tmp_path / "metrics.jsonl"), rows(tmp_path / "a"), strict=True):
         assert ours.keys() == theirs.keys()
-        assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-4)
+        norms = ours.pop("grad_norm", 0.0), theirs.pop("grad_norm", 0.0)  # of what the losses cancel out
+        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+        assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-5)
 
 
 @pytest.mark.parametrize(("event", "step"), [("start", 0), ("eval", 5)])

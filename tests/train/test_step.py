@@ -159,7 +159,7 @@ def test_checkpointed_activations_change_nothing(family: str, dropout: float) ->
     gradients = []
     for model.checkpoint_activations in (False, True):
         torch.manual_seed(1)
-        model.loss(*batch).backward()
+        model.loss(batch.inputs, batch.targets).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
         model.zero_grad(set_to_none=True)
     for a, b in zip(*gradients, strict=True):

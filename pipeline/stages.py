@@ -23,7 +23,7 @@ from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
-from train.config import step_count
+from train.ramp import Ramp
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.encode import EngineName
@@ -165,7 +165,7 @@ class Pipeline:
     def train(self, name: str, *, fresh: bool = False) -> None:
         """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done."""
         run = self.layout.run(runs.checked_name(name))
-        step_count(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
+        Ramp(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
         folder = self.prepare()
         wanted = runs.identity_of(self.recipe, folder.name)
         print_ = fingerprint(wanted)

@@ -50,7 +50,7 @@ def test_the_ground_floor_needs_three_libraries() -> None:
         assert foreign <= GROUND_FLOOR, path
 
 
-@pytest.mark.parametrize("name", ["order", "schedule", "config"])
+@pytest.mark.parametrize("name", ["order", "schedule", "ramp", "config"])
 def test_pure_functions_of_the_step_need_no_torch(name: str) -> None:
     assert "torch" not in imports(ROOT / "train" / f"{name}.py", everywhere=True)
 

@@ -5,14 +5,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from shards.errors import ConfigError
-
 NOT_IDENTITY = {"identity": False}  # marks a field that cannot change what is learned
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(ge=0, le=100)]
 Tokens = Annotated[int, Meta(ge=0, le=2**50)]
+BatchTokens = Annotated[int, Meta(ge=1, le=2**40)]
 Cadence = Annotated[int, Meta(ge=0, le=2**40, extra=NOT_IDENTITY)]
 
 
@@ -76,7 +75,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     tokens: Tokens = 0  # or steps
     steps: Annotated[int, Meta(ge=0, le=2**40)] = 0
-    batch_tokens: Annotated[int, Meta(ge=1, le=2**40)] = 262_144
+    batch_tokens: BatchTokens = 262_144
+    batch_ramp: tuple[BatchTokens, ...] = ()  # smaller batches before it, each for an equal part of the run
     micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], Meta(extra=NOT_IDENTITY)] = "auto"  # auto = on for CUDA
@@ -91,31 +91,3 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     checkpoint_every: Cadence = 250  # 0 = only at the end
     keep_checkpoints: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 2
     log_every: Annotated[int, Meta(ge=1, le=2**40, extra=NOT_IDENTITY)] = 10
-
-
-def step_count(model: ModelConfig, train: TrainConfig) -> int:
-    """How many steps the recipe asks for. ConfigError when its numbers do not fit together."""
-    if model.d_model % model.n_head or model.d_model // model.n_head % 2:
-        raise ConfigError(
-            f"model.d_model is {model.d_model}, model.n_head {model.n_head}",
-            "each head's width, the one divided by the other, is an even number",
-            f"--set model.d_model={-(-model.d_model // (2 * model.n_head)) * 2 * model.n_head}",
-        )
-    sequences, rest = divmod(train.batch_tokens, model.seq_len)
-    if rest:
-        raise ConfigError(
-            f"train.batch_tokens is {train.batch_tokens}, no multiple of model.seq_len, {model.seq_len}",
-            "a step is a whole number of windows",
-            f"--set train.batch_tokens={max(1, sequences) * model.seq_len}",
-        )
-    if train.micro_batch and sequences % train.micro_batch:
-        raise ConfigError(
-            f"train.micro_batch is {train.micro_batch}, a step has {sequences} sequences",
-            "the batch must be the same whatever the card",
-            f"choose a divisor of {sequences}, or 0 to have it chosen",
-        )
-    if bool(train.tokens) == bool(train.steps):
-        raise ConfigError(
-            f"train.tokens is {train.tokens} and train.steps is {train.steps}", "one of them says how long", "set one"
-        )
-    return train.steps or max(1, train.tokens // train.batch_tokens)

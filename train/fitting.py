@@ -29,6 +29,7 @@ from train.device import (
 from train.loader import Batch
 from train.model import Model
 from train.optim import Optimizers
+from train.ramp import Ramp
 from train.step import Stepper
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def best_fit(
 
     What was measured is kept in the JSON file `cache`. Call it before anything else lies in the card's memory.
     """
-    sequences = train.batch_tokens // model.seq_len
+    sequences = Ramp(model, train).sequences
     precision = resolve_precision(train, device)
     with torch.device("meta"):
         parameters = Model(model, vocab_size).parameter_count()
@@ -131,7 +132,7 @@ def measure(
         free, total = torch.cuda.mem_get_info(device)
         torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, device)
     trial = _Trial(model, optim, train, vocab_size, device)
-    sequences = train.batch_tokens // model.seq_len
+    sequences = Ramp(model, train).sequences
     sizes = _doubling([size for size in range(1, sequences + 1) if sequences % size == 0])
     rates = search(sizes, start, trial.training_rate)
     if not rates:
@@ -183,7 +184,6 @@ class _Trial:
         self.stepper = Stepper(
             self.model,
             Optimizers(self.model, optim),
-            1,
             optim.clip,
             lambda: autocast(device, precision),
             loss_scaler(device, precision),

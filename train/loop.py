@@ -8,7 +8,6 @@ import logging
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from shards.errors import CorruptError, Interrupted, RefusedError
 from shards.reader import TokenFolder
 from train import checkpoint as checkpoints
 from train.checkpoint import Checkpoint, Progress
-from train.config import ModelConfig, OptimConfig, TrainConfig, step_count
+from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.device import (
     OrEager,
     autocast,
@@ -33,9 +32,11 @@ from train.device import (
 from train.evaluate import Evaluation, evaluate
 from train.fitting import best_fit
 from train.loader import TokenLoader
+from train.meter import Meter
 from train.metrics import Row, RowLog
 from train.model import Model
 from train.optim import Optimizers
+from train.ramp import Ramp
 from train.sample import generate
 from train.step import Stepper
 from train.windows import FolderWindows, position_of
@@ -76,7 +77,8 @@ class Trainer:
 
     def __init__(self, job: Job, emit: Emit) -> None:
         self.job, self.emit = job, emit
-        self.steps = step_count(job.model, job.train)
+        self.ramp = Ramp(job.model, job.train)
+        self.steps = self.ramp.steps
         self.device = pick_device()
         self.precision = resolve_precision(job.train, self.device)
         self.folder = TokenFolder(job.folder, verify="hash", parts=job.parts)
@@ -92,7 +94,6 @@ class Trainer:
         self.windows = FolderWindows.of(self.folder, "train", job.model.seq_len, job.train.seed, job.train.order)
         self.fit = best_fit(job.model, job.optim, job.train, vocab_size, self.device, job.fits)
         self.micro_batch = self.fit.micro_batch
-        self.accumulation = job.train.batch_tokens // job.model.seq_len // self.micro_batch
         torch.manual_seed(job.train.seed)
         self.model = Model(job.model, vocab_size).to(self.device)
         self.model.checkpoint_activations = job.train.checkpoint_activations
@@ -102,7 +103,6 @@ class Trainer:
         self.stepper = Stepper(
             self.model,
             self.optimizers,
-            self.accumulation,
             job.optim.clip,
             self._autocast,
             loss_scaler(self.device, self.precision),
@@ -124,10 +124,10 @@ class Trainer:
             self._announce()
             if self.step == 0:
                 self._evaluate()
-            self._start_clock(loader)
+            self.meter = Meter(self.step, self.tokens, loader.stats())
             while self.step < self.steps:
                 self.lr = self.optimizers.schedule(self.step, self.steps)
-                result = self.stepper.step(loader)
+                result = self.stepper.step(loader, self._accumulation(self.step))
                 self.step += 1
                 self.position = loader.position
                 self.loss_sum += result.loss
@@ -135,18 +135,25 @@ class Trainer:
                 last = self.step == self.steps
                 if self.step % train.log_every == 0 or last:
                     self._log(loader, result.grad_norm)
-                paused = time.perf_counter()
-                if _due(self.step, train.eval_every) or last:
-                    self._evaluate()
-                if _due(self.step, train.sample_every) or last:
-                    self._sample()
-                if _due(self.step, train.checkpoint_every) or last or caught:
-                    self._save()
+                with self.meter.paused():
+                    if _due(self.step, train.eval_every) or last:
+                        self._evaluate()
+                    if _due(self.step, train.sample_every) or last:
+                        self._sample()
+                    if _due(self.step, train.checkpoint_every) or last or caught:
+                        self._save()
                 if caught and not last:
                     raise Interrupted(caught[0], f"saved at step {self.step} of {self.steps}")
-                self.clock += time.perf_counter() - paused
         weights = checkpoints.weights_hash(self.model.state_dict())
-        return Result(self.steps, self.steps * train.batch_tokens, self._measure(), weights)
+        return Result(self.steps, self.tokens, self._measure(), weights)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the steps so far have learned from."""
+        return self.ramp.tokens_before(self.step)
+
+    def _accumulation(self, step: int) -> int:
+        return self.ramp.batch_tokens(step) // self.job.model.seq_len // self.micro_batch
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
@@ -162,45 +169,32 @@ class Trainer:
                 "precision": str(self.precision).removeprefix("torch."),
                 "steps": self.steps,
                 "step": self.step,
-                "batch_tokens": job.train.batch_tokens,
+                "batch_tokens": self.ramp.batch_tokens(self.step),
                 "micro_batch": self.micro_batch,
-                "accumulation": self.accumulation,
+                "accumulation": self._accumulation(self.step),
                 "seq_len": job.model.seq_len,
                 "epoch_tokens": self.windows.count * job.model.seq_len,
             },
         )
 
-    def _start_clock(self, loader: TokenLoader) -> None:
-        self.clock, self.clock_step, self.clock_stats = time.perf_counter(), self.step, loader.stats()
-
     def _log(self, loader: TokenLoader, grad_norm: torch.Tensor) -> None:
         """One row: the mean loss since the row before, and what the steps between them cost."""
         loss, norm = self.loss_sum.item() / self.logged_steps, grad_norm.item()  # the device is waited for here
         self._require_finite(loss, norm)
-        seconds = time.perf_counter() - self.clock
-        stats, before = loader.stats(), self.clock_stats
-        queue_wait = stats.queue_wait_s - before.queue_wait_s
-        transfer_wait = stats.transfer_wait_s - before.transfer_wait_s
-        steps = self.step - self.clock_step
-        tokens = self.job.train.batch_tokens
         row: Row = {
             "step": self.step,
-            "tokens": self.step * tokens,
+            "tokens": self.tokens,
             "loss": loss,
             "lr": self.lr,
             "grad_norm": norm,
-            "tok_per_s": round(steps * tokens / seconds, 1),
-            "data_wait_ms": round(1000 * queue_wait / steps, 4),
-            "transfer_wait_ms": round(1000 * transfer_wait / steps, 4),
-            "step_ms": round(1000 * seconds / steps, 2),
-            "stall_percent": round(100 * (queue_wait + transfer_wait) / seconds, 4),
+            **self.meter.read(self.step, self.tokens, loader.stats()),
             **self.stepper.counts(),
         }
         self.metrics.write(row)
-        self.emit("log", {**row, "steps": self.steps, "eta_seconds": (self.steps - self.step) * seconds / steps})
+        eta_seconds = (self.ramp.tokens - self.tokens) / row["tok_per_s"]
+        self.emit("log", {**row, "steps": self.steps, "eta_seconds": eta_seconds})
         self.loss_sum.zero_()
         self.logged_steps = 0
-        self._start_clock(loader)
 
     def _require_finite(self, *values: float) -> None:
         if not all(map(math.isfinite, values)):
@@ -225,7 +219,7 @@ class Trainer:
         self._require_finite(found.loss)
         row: Row = {
             "step": self.step,
-            "tokens": self.step * self.job.train.batch_tokens,
+            "tokens": self.tokens,
             "val_loss": found.loss,
             "val_bpb": found.bpb,
             "val_tokens": found.tokens,
@@ -254,7 +248,7 @@ class Trainer:
             state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         progress = Progress(
             step=self.step,
-            tokens=self.step * self.job.train.batch_tokens,
+            tokens=self.tokens,
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
             parts=self.job.parts,

@@ -37,7 +37,7 @@ class Batches(Protocol):
 
 
 class Stepper:
-    """Learns from `accumulation` batches of the loader as from one batch: their gradients are averaged.
+    """Learns from several batches of the loader as from one batch: their gradients are averaged.
 
     `scaler`, for fp16, scales the loss; a step whose gradients overflow is skipped as it says, and is counted.
     """
@@ -46,34 +46,33 @@ class Stepper:
         self,
         model: Model,
         optimizers: Optimizers,
-        accumulation: int,
         clip: float,
         autocast: Callable[[], AbstractContextManager[object]],
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.model, self.optimizers, self.accumulation = model, optimizers, accumulation
+        self.model, self.optimizers = model, optimizers
         self.clip, self.autocast, self.scaler = clip or float("inf"), autocast, scaler
         self.pieces = 1  # what each of the loader's batches is cut into, since the whole did not fit
         self.skipped = 0
 
-    def step(self, loader: Batches) -> StepResult:
-        """Learn from the next batches. HostError when not even one sequence at once fits in memory."""
+    def step(self, loader: Batches, accumulation: int = 1) -> StepResult:
+        """Learn from the next `accumulation` batches. HostError when not even one sequence at once fits in memory."""
         total = torch.zeros((), device=next(self.model.parameters()).device)
         batches: list[Batch] = []
-        for _ in range(self.accumulation):
+        for _ in range(accumulation):
             batches.append(loader.next())
             waiting = batches[-1:]
-            while not self._learned(waiting, total):
+            while not self._learned(waiting, total, accumulation):
                 self._cut_smaller(batches[0])
                 self.model.zero_grad(set_to_none=True)  # a backward pass that broke off has left some of its gradients
                 total.zero_()
                 waiting = batches
         return StepResult(total, self.update())
 
-    def learn(self, batch: Batch) -> torch.Tensor:
-        """Add the gradients of one micro-batch, forward and backward; returns its share of the step's mean loss."""
+    def learn(self, batch: Batch, share: float = 1.0) -> torch.Tensor:
+        """Add the gradients of one micro-batch, which is `share` of a step; returns that share of its mean loss."""
         with self.autocast():
-            loss = self.model.loss(batch.inputs, batch.targets) / (self.accumulation * self.pieces)
+            loss = self.model.loss(batch.inputs, batch.targets) * share
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -113,13 +112,13 @@ class Stepper:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
             self.skipped = int(skipped)
 
-    def _learned(self, batches: list[Batch], total: torch.Tensor) -> bool:
+    def _learned(self, batches: list[Batch], total: torch.Tensor, accumulation: int) -> bool:
         """Learn from `batches` and add their losses to `total`; False when the memory ran out in the middle of it."""
         try:
             for batch in batches:
                 size = len(batch.inputs) // self.pieces
                 for piece in zip(torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True):
-                    total += self.learn(Batch(*piece))
+                    total += self.learn(Batch(*piece), 1 / (accumulation * self.pieces))
         except torch.OutOfMemoryError:
             return False  # what the broken pass still held is let go with its frames, before the next try
         return True

@@ -111,8 +111,8 @@ def our_step(arguments: argparse.Namespace, device: torch.device) -> Callable[[]
     optim = OptimConfig(name="adamw", lr=6e-4, beta1=0.9, weight_decay=0.1, eps=1e-8)
     optimizers = Optimizers(model, optim)
     scaler = loss_scaler(device, precision)
-    stepper = Stepper(model, optimizers, arguments.accumulation, 1.0, lambda: autocast(device, precision), scaler)
-    return lambda: stepper.step(batches).loss
+    stepper = Stepper(model, optimizers, 1.0, lambda: autocast(device, precision), scaler)
+    return lambda: stepper.step(batches, arguments.accumulation).loss
 
 
 STEPS = {"plain": plain_step, "ours": our_step}

@@ -50,7 +50,6 @@ def stepper(
     *,
     config: ModelConfig = CONFIG,
     optim: OptimConfig = ADAMW,
-    accumulation: int = 2,
     compiled: bool = False,
 ) -> Stepper:
     torch.manual_seed(0)
@@ -66,14 +65,14 @@ def stepper(
         return autocast(device, precision)
 
     optimizers = Optimizers(model, optim)
-    return Stepper(model, optimizers, accumulation, 1.0, context, loss_scaler(device, precision))
+    return Stepper(model, optimizers, 1.0, context, loss_scaler(device, precision))
 
 
 def losses(of: Stepper, loader: Any, steps: int = 4) -> list[float]:
     found = []
     for step in range(steps):
         of.optimizers.schedule(step + 30, 100)
-        found.append(of.step(loader).loss)
+        found.append(of.step(loader, 2).loss)
     return torch.stack(found).tolist()
 
 
@@ -82,11 +81,11 @@ def losses(of: Stepper, loader: Any, steps: int = 4) -> list[float]:
 def test_nothing_waits_for_the_device_inside_a_step(name: str, compiled: bool) -> None:
     ours = stepper(CUDA, torch.bfloat16, optim=OptimConfig(name=name), compiled=compiled)
     loader = Fixed(2)
-    ours.step(loader)
-    ours.step(loader)
+    ours.step(loader, 2)
+    ours.step(loader, 2)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ours.step(loader)
+        ours.step(loader, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -127,7 +126,7 @@ def test_attention_is_flash() -> None:
         pytest.skip("a card from before Ampere")
     ours = stepper(CUDA, torch.bfloat16)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # raises where it cannot be used
-        ours.step(Fixed(2))
+        ours.step(Fixed(2), 2)
 
 
 def test_memory_that_really_runs_out() -> None:
@@ -135,11 +134,11 @@ def test_memory_that_really_runs_out() -> None:
     wide = msgspec.structs.replace(CONFIG, n_layer=8, d_model=512)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    calm = stepper(CUDA, torch.float32, config=wide, accumulation=1)
+    calm = stepper(CUDA, torch.float32, config=wide)
     calm.step(Fixed(16))
     expected = calm.step(Fixed(32)).loss.item()
     whole = torch.cuda.max_memory_allocated()
-    shaken = stepper(CUDA, torch.float32, config=wide, accumulation=1)
+    shaken = stepper(CUDA, torch.float32, config=wide)
     shaken.step(Fixed(16))
     del calm
     torch.cuda.empty_cache()

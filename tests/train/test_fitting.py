@@ -58,5 +58,5 @@ def test_the_cpu_is_estimated_and_what_is_asked_is_kept(tmp_path: Path) -> None:
     cache = tmp_path / "fits.json"
     assert best_fit(MODEL, OptimConfig(), TRAIN, 100, CPU, cache) == Fit(micro_batch=12, eval_batch=12)
     asked = msgspec.structs.replace(TRAIN, micro_batch=3)
-    assert best_fit(MODEL, OptimConfig(), asked, 100, CPU, cache) == Fit(micro_batch=3, eval_batch=3)
+    assert best_fit(MODEL, OptimConfig(), asked, 100, CPU, cache) == Fit(micro_batch=3, eval_batch=12)
     assert not list(tmp_path.iterdir())

@@ -33,23 +33,23 @@ class Fixed:
         return Batch(rows[:, :-1], rows[:, 1:])
 
 
-def stepper(accumulation: int, optim: OptimConfig = ADAMW, **settings: Any) -> Stepper:
+def stepper(optim: OptimConfig = ADAMW, **settings: Any) -> Stepper:
     torch.manual_seed(0)
     model = Model(CONFIG, 100)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return Stepper(model, Optimizers(model, optim), accumulation, 1.0, nullcontext, **settings)
+    return Stepper(model, Optimizers(model, optim), 1.0, nullcontext, **settings)
 
 
 def weights(of: Stepper) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in of.model.parameters()])
 
 
-def learn(of: Stepper, loader: Fixed, steps: int) -> list[StepResult]:
+def learn(of: Stepper, loader: Fixed, steps: int, accumulation: int = 1) -> list[StepResult]:
     results = []
     for step in range(steps):
         of.optimizers.schedule(step + 30, 100)
-        results.append(of.step(loader))
+        results.append(of.step(loader, accumulation))
     return results
 
 
@@ -61,8 +61,8 @@ def assert_same(ours: list[StepResult], theirs: list[StepResult]) -> None:
 
 def test_accumulation_is_one_batch() -> None:
     """1 x 4 sequences and 4 x 1 give the same weights, up to the order of the sums."""
-    one, four = stepper(1), stepper(4)
-    assert_same(learn(one, Fixed(4), 2), learn(four, Fixed(1), 2))
+    one, four = stepper(), stepper()
+    assert_same(learn(one, Fixed(4), 2), learn(four, Fixed(1), 2, accumulation=4))
     assert torch.allclose(weights(one), weights(four), atol=1e-5)
 
 
@@ -87,10 +87,10 @@ def test_memory_that_runs_out_changes_the_micro_batch_and_not_the_step(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the third of four micro-batches of six; then again in a micro-batch of three, which one divides."""
-    calm, shaken = stepper(4), stepper(4)
+    calm, shaken = stepper(), stepper()
     sizes = out_of_memory_at(shaken, monkeypatch, lambda call, size: call == 3 or (call == 8 and size == 3))
-    expected, loader = learn(calm, Fixed(6), 2), Fixed(6)
-    assert_same(learn(shaken, loader, 2), expected)
+    expected, loader = learn(calm, Fixed(6), 2, accumulation=4), Fixed(6)
+    assert_same(learn(shaken, loader, 2, accumulation=4), expected)
     assert torch.allclose(weights(calm), weights(shaken), atol=1e-5)
     assert sizes == [6] * 3 + [3] * 5 + [1] * 48
     assert loader.at == 48
@@ -101,10 +101,10 @@ def test_memory_that_runs_out_changes_the_micro_batch_and_not_the_step(
 
 
 def test_not_even_one_sequence_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = stepper(2)
+    ours = stepper()
     sizes = out_of_memory_at(ours, monkeypatch, lambda call, size: True)
     with pytest.raises(HostError, match="out of memory with one sequence of 16 tokens") as caught:
-        ours.step(Fixed(4))
+        ours.step(Fixed(4), 2)
     assert "train.checkpoint_activations=true" in caught.value.fix
     assert sizes == [4, 2, 1]
 
@@ -113,7 +113,7 @@ def test_not_even_one_sequence_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_overflow_skips_the_whole_step(name: str) -> None:
     """One gradient of one table overflows: no optimizer moves, the scale is halved, and it is counted."""
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    ours = stepper(1, OptimConfig(name=name, lr=1e-3), scaler=scaler)
+    ours = stepper(OptimConfig(name=name, lr=1e-3), scaler=scaler)
     loader = Fixed(4)
     learn(ours, loader, 1)
     before, state = weights(ours), {key: value.clone() for key, value in ours.optimizers.tensors().items()}
@@ -131,16 +131,16 @@ def test_an_overflow_skips_the_whole_step(name: str) -> None:
 
 
 def test_a_scaled_step_is_the_plain_one() -> None:
-    plain, scaled = stepper(2), stepper(2, scaler=torch.amp.GradScaler("cpu", init_scale=4096.0))
+    plain, scaled = stepper(), stepper(scaler=torch.amp.GradScaler("cpu", init_scale=4096.0))
     assert_same(learn(plain, Fixed(4), 3), learn(scaled, Fixed(4), 3))
     assert torch.allclose(weights(plain), weights(scaled), atol=1e-5)
 
 
 def test_the_scaler_comes_back() -> None:
-    before = stepper(1, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    before = stepper(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     before.skipped = 3
     learn(before, Fixed(4), 5)
-    after = stepper(1, scaler=torch.amp.GradScaler("cpu"))
+    after = stepper(scaler=torch.amp.GradScaler("cpu"))
     tensors = before.tensors()
     after.load_tensors(tensors)
     assert not tensors
@@ -168,7 +168,7 @@ def test_checkpointed_activations_change_nothing(family: str, dropout: float) ->
 
 def test_checkpointed_activations_are_computed_again() -> None:
     """Or the option would be no option."""
-    ours = stepper(1)
+    ours = stepper()
     calls = []
     ours.model.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     ours.learn(Fixed(2).next())
@@ -180,7 +180,7 @@ def test_checkpointed_activations_are_computed_again() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_compiled_it_is_the_same_model() -> None:
-    plain, compiled = stepper(1), stepper(1)
+    plain, compiled = stepper(), stepper()
     names = list(compiled.model.state_dict())
     compiled.model.compiled_hidden = OrEager(compiled.model.hidden)
     assert_same(learn(plain, Fixed(4), 2), learn(compiled, Fixed(4), 2))
@@ -196,7 +196,7 @@ def test_without_a_compiler_it_is_eager(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setattr(inductor, "fx_graph_cache", False)
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nonexistent/g++"))
     torch.compiler.reset()
-    plain, ours = stepper(1), stepper(1)
+    plain, ours = stepper(), stepper()
     ours.model.compiled_hidden = OrEager(ours.model.hidden)
     assert_same(learn(ours, Fixed(4), 2), learn(plain, Fixed(4), 2))
     assert torch.equal(weights(plain), weights(ours))

@@ -1,0 +1,76 @@
+"""How many tokens each step learns from: a pure function of the recipe and the step, with nothing to save."""
+
+from bisect import bisect_right
+from math import gcd
+
+from shards.errors import ConfigError
+from train.config import ModelConfig, TrainConfig
+
+
+class Ramp:
+    """A run's steps: `train.batch_ramp`, then `train.batch_tokens`, each batch size for an equal part of the run.
+
+    The part is of its tokens where `train.tokens` says how long it is, and of its steps where `train.steps` does.
+    ConfigError when the recipe's numbers do not fit together.
+    """
+
+    def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
+        self._sizes = (*train.batch_ramp, train.batch_tokens)
+        _refuse_odd_heads(model)
+        _refuse_odd_batches(self._sizes, model, train)
+        if bool(train.tokens) == bool(train.steps):
+            raise ConfigError(
+                f"train.tokens is {train.tokens} and train.steps is {train.steps}",
+                "one of them says how long",
+                "set one, and the other to 0",
+            )
+        self.sequences = gcd(*self._sizes) // model.seq_len  # what a micro-batch must divide
+        self._first_steps, self._first_tokens = [0], [0]
+        parts = len(self._sizes)
+        for number, size in enumerate(self._sizes, 1):
+            if train.tokens:
+                steps = max(1, (train.tokens * number // parts - self._first_tokens[-1]) // size)
+            else:
+                steps = train.steps * number // parts - self._first_steps[-1]
+            self._first_steps.append(self._first_steps[-1] + steps)
+            self._first_tokens.append(self._first_tokens[-1] + steps * size)
+        self.steps, self.tokens = self._first_steps.pop(), self._first_tokens.pop()
+
+    def batch_tokens(self, step: int) -> int:
+        """How many tokens `step` (0-based) learns from."""
+        return self._sizes[self._part(step)]
+
+    def tokens_before(self, step: int) -> int:
+        """How many tokens the steps before `step` have learned from; `step` may be the number of steps."""
+        part = self._part(step)
+        return self._first_tokens[part] + (step - self._first_steps[part]) * self._sizes[part]
+
+    def _part(self, step: int) -> int:
+        return bisect_right(self._first_steps, step) - 1
+
+
+def _refuse_odd_heads(model: ModelConfig) -> None:
+    if model.d_model % model.n_head or model.d_model // model.n_head % 2:
+        raise ConfigError(
+            f"model.d_model is {model.d_model}, model.n_head {model.n_head}",
+            "each head's width, the one divided by the other, is an even number",
+            f"--set model.d_model={-(-model.d_model // (2 * model.n_head)) * 2 * model.n_head}",
+        )
+
+
+def _refuse_odd_batches(sizes: tuple[int, ...], model: ModelConfig, train: TrainConfig) -> None:
+    for size in sizes:
+        sequences, rest = divmod(size, model.seq_len)
+        name = "batch_tokens" if size == train.batch_tokens else "batch_ramp"
+        if rest:
+            raise ConfigError(
+                f"train.{name} is {size}, no multiple of model.seq_len, {model.seq_len}",
+                "a step is a whole number of windows",
+                f"--set train.{name}={max(1, sequences) * model.seq_len}",
+            )
+        if train.micro_batch and sequences % train.micro_batch:
+            raise ConfigError(
+                f"train.micro_batch is {train.micro_batch}, a step has {sequences} sequences",
+                "the batch must be the same whatever the card",
+                f"choose a divisor of {sequences}, or 0 to have it chosen",
+            )

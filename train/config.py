@@ -30,6 +30,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tied: bool | None = None  # one table for embedding and head; unset: tied for gpt2, untied for modern
     qkv_bias: bool | None = None  # unset: biased for gpt2; modern has none
     rope_theta: Annotated[float, Meta(gt=0, le=1e9)] = 10_000.0
+    init: Literal["family", "torch"] = "family"  # torch: what nn.Linear and nn.Embedding draw by themselves
 
     @property
     def is_tied(self) -> bool:
@@ -58,6 +59,7 @@ class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     head_lr: Rate = 0.004
     norm_lr: Rate = 0.015
     weight_decay: Fraction = 0.05
+    decay: Literal["matrices", "all"] = "matrices"  # all: embeddings, biases and norm gains too
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.8
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.95
     eps: Annotated[float, Meta(gt=0, le=1)] = 1e-10

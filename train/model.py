@@ -124,7 +124,7 @@ class Model(nn.Module):
             angles = torch.arange(config.seq_len).float()[:, None] * rates  # (T, K / 2)
             self.register_buffer("rope_cos", angles.cos(), persistent=False)
             self.register_buffer("rope_sin", angles.sin(), persistent=False)
-        self._initialise(generator)
+        (self._initialise if config.init == "family" else self._initialise_as_torch)(generator)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D): what the head reads."""
@@ -183,3 +183,13 @@ class Model(nn.Module):
             elif parameter.dim() == 2:
                 std = 0.02 if gpt2 else 0.5 / math.sqrt(self.config.d_model)
                 nn.init.normal_(parameter, 0.0, std, generator)
+
+    def _initialise_as_torch(self, generator: torch.Generator | None) -> None:
+        """What torch's modules draw by themselves, which most scripts leave as it is."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, 0.0, 1.0, generator)
+            elif isinstance(module, nn.Linear):
+                for parameter in module.parameters():
+                    bound = 1 / math.sqrt(module.in_features)
+                    nn.init.uniform_(parameter, -bound, bound, generator)

@@ -13,22 +13,23 @@ from train.schedule import lr_factor, momentum
 class Optimizers:
     """One AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Only matrices decay: not embeddings, biases or norm gains (they have no scale to lose). Muon: Jordan et al. 2024,
+    Only matrices decay, unless `decay` is `all`: embeddings, biases and norm gains have no scale to lose. Muon: Jordan et al. 2024,
     as in torch.optim; it has no state to tune per element, and each of q, k and v is orthogonalised for itself.
     """
 
     def __init__(self, model: Model, config: OptimConfig) -> None:
         self.config = config
         muon = config.name == "muon"
+        everywhere = config.weight_decay if config.decay == "all" else 0.0
         matrices, embeddings, head, rest = _groups(model)
         adamw: list[dict[str, Any]] = [
-            {"params": embeddings, "lr": config.embed_lr if muon else config.lr, "weight_decay": 0.0},
+            {"params": embeddings, "lr": config.embed_lr if muon else config.lr, "weight_decay": everywhere},
             {
                 "params": head,
                 "lr": config.head_lr if muon else config.lr,
-                "weight_decay": 0.0 if muon else config.weight_decay,
+                "weight_decay": everywhere if muon else config.weight_decay,
             },
-            {"params": rest, "lr": config.norm_lr if muon else config.lr, "weight_decay": 0.0},
+            {"params": rest, "lr": config.norm_lr if muon else config.lr, "weight_decay": everywhere},
         ]
         if not muon:
             adamw.append({"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay})

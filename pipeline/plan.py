@@ -44,7 +44,8 @@ def plan(pipeline: Pipeline) -> Plan:
     done = sum(part.train.tokens + part.val.tokens for part in parts)
     workers = recipe.tokens.workers or cores()
     texts = estimate.sample(corpus) if expected.tokens > done else []
-    rate = workers * estimate.rate_of(wanted.tokenizer or vocabulary.gpt2(), texts) if texts else None
+    tokenizer = wanted.tokenizer or vocabulary.gpt2()
+    rate = workers * estimate.rate_of(tokenizer, texts, pipeline.engine()) if texts else None
     return Plan(
         config=pipeline.config,
         folder=str(folder),

@@ -100,7 +100,7 @@ class Pipeline:
             estimate.require_space(expected, self.layout.home)
             try:
                 manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
-                job = wanted.job(folder, manifest, self._engine())
+                job = wanted.job(folder, manifest, self.engine())
                 with self.terminal.tokens(expected.tokens) as advance:
                     workers, on_ray = tokens.workers or cores(), tokens.engine == "ray"
                     manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, on_ray=on_ray)
@@ -211,7 +211,8 @@ class Pipeline:
             receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
             self.terminal.finished(name, run, numbers)
 
-    def _engine(self) -> "EngineName":
+    def engine(self) -> "EngineName":
+        """What encodes on this machine: tiktoken where the fast engine is not installed, and that is said."""
         from prepare.encode import has_fastokens
 
         if self.recipe.tokens.engine != "tiktoken" and not has_fastokens():

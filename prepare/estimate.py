@@ -19,6 +19,7 @@ from prepare import vocabulary
 from prepare.builder import Builder, Job
 from prepare.documents import clean, read
 from prepare.download import Remote, read_range
+from prepare.encode import EngineName
 from prepare.parts import BYTES_PER_TOKEN, Part, ranges_of, text_bytes
 from prepare.rows import open_parquet
 from prepare.sources import COMPRESSED_BYTES_PER_TOKEN, FILES_AHEAD, Corpus
@@ -127,8 +128,8 @@ def sample(corpus: Corpus) -> list[str]:
     return [text for batch in table.to_batches(1000) for text in clean((batch.column(0),)).texts]
 
 
-def rate_of(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Tokens a second of one worker, parquet in, sealed shards out, measured on `texts` once the engine has started."""
+def rate_of(tokenizer: Tokenizer, texts: list[str], engine: EngineName) -> float:
+    """Tokens a second of one worker, parquet in, sealed shards out, measured on `texts` once `engine` has started."""
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         (folder / ".parts").mkdir()
@@ -143,7 +144,7 @@ def rate_of(tokenizer: Tokenizer, texts: list[str]) -> float:
             part_tokens=SAMPLE_TOKENS,
             parts=[],
         )
-        builder = Builder(Job(folder=folder, manifest=manifest, engine="fastokens"), lambda _: None)
+        builder = Builder(Job(folder=folder, manifest=manifest, engine=engine), lambda _: None)
         part = Part(
             index=0, source=0, path=folder / "sample.parquet", first=0, last=1, ends_source=True, estimated_tokens=0
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,3 +105,17 @@ def test_a_local_plan(corpus_file: Path, tmp_path: Path) -> None:
     found = plan([str(path), "--home", str(tmp_path / "home")])
     assert found["download"] == 0
     assert found["rate"] is not None
+
+
+@pytest.mark.parametrize(("engine", "is_said"), [("fastokens", True), ("tiktoken", False)])
+def test_the_rate_is_that_of_the_engine_that_will_do_it(
+    corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, is_said: bool
+) -> None:
+    """Where fastokens is not installed, and where it is not asked for: what needs it would fail."""
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    path = tmp_path / "local.toml"
+    path.write_text(f'[corpus]\nkind = "files"\nfiles = ["{corpus_file}"]\n[tokens]\nengine = "{engine}"\n')
+    result = CliRunner().invoke(main, ["plan", str(path), "--home", str(tmp_path / "home"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rate"] > 0
+    assert ("fastokens is not installed here" in result.stderr) == is_said

@@ -7,7 +7,7 @@ import click
 
 from pipeline.layout import Layout
 from pipeline.options import as_json, home, pipeline_of, print_json, terminal
-from shards.atomic import locked, make_folder
+from shards.atomic import make_folder
 from shards.errors import CorruptError, RefusedError
 
 WIDTH = 40  # of the histogram's longest bar
@@ -152,6 +152,7 @@ def push(folder: str, url: str, home: Path) -> None:
 @home
 def pull(url: str, parts: int | None, home: Path) -> None:
     """Fetch a token folder, every byte compared with its manifest; train uses it as it is."""
+    from pipeline.folders import held
     from pipeline.runs import checked_name
     from shards.share import look
     from shards.share import pull as fetch
@@ -161,12 +162,7 @@ def pull(url: str, parts: int | None, home: Path) -> None:
     manifest = look(url)
     folder = layout.token_folder(checked_name(manifest.corpus.name), manifest.fingerprint)
     make_folder(folder.parent)
-    make_folder(layout.locks)
-
-    def when_held() -> None:
-        raise RefusedError(f"{folder.name}: another process is working on it", "", "wait for it")
-
-    with locked(layout.lock(folder.name), when_held):  # nobody prepares or deletes it meanwhile
+    with held(layout, folder.name):
         fetch(url, folder, terminal().note, parts=parts)
     click.echo(f"{folder}\nto train on it: millpond train CONFIG --set tokens.folder={folder.name}")
 

@@ -1,5 +1,7 @@
 """The token folders of a home: which there are, what is in them, which of them no run needs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,15 +93,25 @@ def garbage(layout: Layout) -> list[Row]:
     return [row for row in rows if not (layout.tokens / row.folder).is_symlink()]
 
 
-def remove(layout: Layout, row: Row) -> None:
-    """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
+@contextmanager
+def held(layout: Layout, folder: str) -> Iterator[None]:
+    """Keep all others from preparing, pulling or deleting a token folder; RefusedError when one of them is at it."""
 
     def when_held() -> None:
-        raise RefusedError(f"{row.folder}: another process is working on it", "", "wait for it")
+        raise RefusedError(
+            f"{folder}: another process is working on it",
+            "preparing, pulling and deleting a token folder exclude one another",
+            "wait until it has ended, then run the same command again",
+        )
 
-    lock = layout.lock(row.folder)
-    make_folder(lock.parent)
-    with locked(lock, when_held):
+    make_folder(layout.locks)
+    with locked(layout.lock(folder), when_held):
+        yield
+
+
+def remove(layout: Layout, row: Row) -> None:
+    """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
+    with held(layout, row.folder):
         if users := _users(layout, strict=True).get(row.folder):
             raise RefusedError(f"{row.folder}: run {users[0]} was started on it", "it would not go on without")
         discard(layout.tokens / row.folder)

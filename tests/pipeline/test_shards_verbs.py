@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from harness import tree
+from harness import complains, tree
 
+from pipeline import folders
 from pipeline.cli import main
-from shards import TokenFolder
+from pipeline.layout import Layout
+from shards import RefusedError, TokenFolder
 
 
 @pytest.fixture(scope="module")
@@ -142,16 +144,19 @@ def test_gc_knows_a_run_whose_tokens_json_is_gone(prepared: Path, tmp_path: Path
 
 
 def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from pipeline.layout import Layout
-    from shards.atomic import locked, make_folder
-
     home = Path(shutil.copytree(prepared, tmp_path / "home"))
     (home / "tokens" / "linked").symlink_to(tiny_folder)
-    lock = Layout(home).lock(tiny_folder.name)
-    make_folder(lock.parent)
-    with locked(lock):
-        assert "another process is working on it" in run(home, "gc", "--yes").output
-        assert "another process is working on it" in run(home, "pull", tiny_folder, code=1).output
+    (unused,) = folders.garbage(Layout(home))
+    says = [
+        f"{tiny_folder.name}: another process is working on it",
+        "preparing, pulling and deleting a token folder exclude one another",
+        "to mend: wait until it has ended, then run the same command again",
+    ]
+    with folders.held(Layout(home), tiny_folder.name):
+        with complains(RefusedError, *says):
+            folders.remove(Layout(home), unused)
+        assert says[0] in run(home, "gc", "--yes").output
+        assert "\n".join(says) in run(home, "pull", tiny_folder, code=1).output
     assert len(list((home / "tokens").iterdir())) == 2
     run(home, "gc", "--yes")
     assert [path.name for path in (home / "tokens").iterdir()] == ["linked"]

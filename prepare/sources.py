@@ -126,7 +126,8 @@ class HubCorpus(Corpus):
         return self._remote(i)
 
     def confirm(self, i: int) -> None:
-        """See Corpus. What an earlier process read was confirmed by it, or is read again."""
+        """See Corpus; of a file that this process asked for. What an earlier one sealed, and was killed before it
+        confirmed, is taken as it is."""
         if i in self._matched:
             path, state = self._matched[i]
             if state_of(path) != state and not matches(path, self.sources[i].nbytes, self.sources[i].digest):

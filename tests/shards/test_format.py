@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from shards import CorruptError, Shard, ShardHeader, ShardWriter
+from shards.header import Placement
 
 ROOT = Path(__file__).parent.parent.parent
+FORMAT = (ROOT / "shards" / "FORMAT.md").read_text()
 HASHES = np.array([0x1111111111111111, 0x2222222222222222], np.uint64)
 
 
@@ -23,9 +25,8 @@ def example(path: Path) -> Path:
 
 def hex_dump() -> bytes:
     """The bytes of FORMAT.md's hex dump; a line with * stands for zeros up to the next address, as in xxd -a."""
-    text = (ROOT / "shards" / "FORMAT.md").read_text()
     data = b""
-    for line in re.findall(r"^([0-9a-f]{8}: .*)$", text, re.MULTILINE):
+    for line in re.findall(r"^([0-9a-f]{8}: .*)$", FORMAT, re.MULTILINE):
         address, _, rest = line.partition(": ")
         data = data.ljust(int(address, 16), b"\0")
         data += bytes.fromhex(rest.split("  ")[0].replace(" ", ""))
@@ -88,6 +89,18 @@ def test_header_round_trip() -> None:
         fingerprint="ab" * 32,
     )
     assert ShardHeader.unpack(header.pack(), "x") == header
+
+
+@pytest.mark.parametrize(
+    ("placement", "says"), [("before", "1 before"), ("after", "2 after"), (None, "0 where it stood")]
+)
+def test_where_end_of_text_stands(placement: Placement | None, says: str) -> None:
+    """Each value of word 7 is in FORMAT.md's row, also that of ready tokens, whose placement is not known."""
+    header = ShardHeader(tokens=0, vocab_size=2, placement=placement, fingerprint="ab" * 32)
+    assert int.from_bytes(header.pack()[28:32], "little") == int(says[0])
+    assert ShardHeader.unpack(header.pack(), "x") == header
+    (row,) = (line for line in FORMAT.splitlines() if line.startswith("| 7 |"))
+    assert says in row
 
 
 @pytest.mark.parametrize("length", range(0, 1024, 93))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from shards.atomic import make_folder
 from shards.errors import HostError
+from shards.manifest import folder_name
 
 
 class RunPaths(NamedTuple):
@@ -64,8 +65,8 @@ class Layout(NamedTuple):
         return self.home / "tokens"
 
     def token_folder(self, corpus: str, fingerprint: str) -> Path:
-        """One token folder: a changed recipe has another fingerprint and so another folder."""
-        return self.tokens / f"{corpus}-{fingerprint[:8]}"
+        """One token folder."""
+        return self.tokens / folder_name(corpus, fingerprint)
 
     @property
     def runs(self) -> Path:

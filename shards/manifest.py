@@ -199,6 +199,11 @@ class Manifest(_Record, frozen=True, kw_only=True):
         return decode(read_whole(path, MAX_BYTES, follow_links=False), cls, path)
 
 
+def folder_name(corpus: str, fingerprint: str) -> str:
+    """What a token folder is called: another recipe has another fingerprint, and so another folder."""
+    return f"{corpus}-{fingerprint[:8]}"
+
+
 def encode(record: msgspec.Struct) -> bytes:
     """Canonical JSON: fields in the order of the struct, other keys sorted, two spaces, one newline at the end."""
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=2) + b"\n"

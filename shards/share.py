@@ -19,7 +19,7 @@ from shards.atomic import locked, make_folder, publish_bytes, publish_file, sha2
 from shards.card import CARD, card
 from shards.errors import ConfigError, CorruptError, DiskError, NetworkError, RefusedError, from_os_error
 from shards.header import HEADER_BYTES, MAX_FILE_BYTES
-from shards.manifest import MANIFEST, MAX_BYTES, Manifest, decode
+from shards.manifest import MANIFEST, MAX_BYTES, Manifest, decode, folder_name
 from shards.place import Place, open_place
 from shards.reader import TokenFolder
 from shards.verify import verify
@@ -347,7 +347,7 @@ def _nbytes(path: Path) -> int:
 
 
 def _our_card(manifest: Manifest) -> bytes:
-    return card(manifest, f"{manifest.corpus.name}-{manifest.fingerprint[:8]}").encode()
+    return card(manifest, folder_name(manifest.corpus.name, manifest.fingerprint)).encode()
 
 
 def _readme_at(place: Place) -> bytes | None:

@@ -19,6 +19,7 @@ from local_hub import Fault, LocalHub
 from shards import CorruptError, Manifest, NetworkError, RefusedError, TokenFolder, verify
 from shards import place as places
 from shards.card import card
+from shards.manifest import folder_name
 from shards.share import pull, push
 
 # huggingface_hub hands files to its HTTP library in a way that the library no longer likes
@@ -277,6 +278,15 @@ def test_a_readme_that_somebody_wrote_is_kept(tiny_folder: Path, small: Path, tm
     assert (there / "README.md").read_text() == "my own words"
     pull(str(there), tmp_path / "other", print)
     assert (tmp_path / "other" / "README.md").read_text() == "my own words"
+
+
+def test_the_card_has_the_name_that_the_folder_had_at_home(tiny_folder: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_folder)
+    assert tiny_folder.name == folder_name(manifest.corpus.name, manifest.fingerprint)
+    there = Path(shutil.copytree(tiny_folder, tmp_path / "there"))
+    (there / "README.md").unlink()
+    pull(str(there), tmp_path / "here", print)
+    assert tree(tmp_path / "here") == tree(tiny_folder)
 
 
 @pytest.mark.parametrize(

@@ -172,8 +172,10 @@ def pull(url: str, parts: int | None, home: Path) -> None:
 @home
 def gc(yes: bool, home: Path) -> None:
     """The token folders that no run was started on."""
-    from pipeline.folders import garbage, remove
+    from pipeline.folders import garbage, remove, sweep_removed
 
+    if yes:
+        sweep_removed(Layout(home))
     rows = garbage(Layout(home))
     for row in rows:
         what = "unused "

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import runs
 from pipeline.layout import Layout
-from shards.atomic import discard, locked, make_folder
+from shards.atomic import discard, locked, make_folder, sweep
 from shards.errors import ConfigError, CorruptError, MillpondError, RefusedError
 from shards.manifest import MANIFEST, Manifest, Split
 from shards.reader import TokenFolder
@@ -40,7 +40,8 @@ def find(layout: Layout, folder: str) -> Path:
 def table(layout: Layout) -> list[Row]:
     """Every token folder under the home. What cannot be read says so in its own row."""
     users = _users(layout, strict=False)
-    return [_row(path, users.get(path.name, [])) for path in sorted(layout.tokens.glob("*")) if path.is_dir()]
+    found = [path for path in sorted(layout.tokens.glob("[!.]*")) if path.is_dir()]
+    return [_row(path, users.get(path.name, [])) for path in found]
 
 
 def statistics(path: Path) -> dict[str, Any]:
@@ -115,6 +116,11 @@ def remove(layout: Layout, row: Row) -> None:
         if users := _users(layout, strict=True).get(row.folder):
             raise RefusedError(f"{row.folder}: run {users[0]} was started on it", "it would not go on without")
         discard(layout.tokens / row.folder)
+
+
+def sweep_removed(layout: Layout) -> None:
+    """End what a killed `remove` began. No lock is needed: only folders on their way out have such names here."""
+    sweep(layout.tokens)
 
 
 def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:

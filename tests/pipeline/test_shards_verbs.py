@@ -162,6 +162,26 @@ def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_fol
     assert [path.name for path in (home / "tokens").iterdir()] == ["linked"]
 
 
+def test_what_a_killed_gc_left_is_no_token_folder(
+    prepared: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(prepared, tmp_path / "home"))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        folders.remove(Layout(home), *folders.garbage(Layout(home)))
+    (left,) = (home / "tokens").iterdir()
+    assert left.name.startswith(f".{tiny_folder.name}.") and tree(left) == tree(tiny_folder)
+    assert json.loads(run(home, "ls", "--json").stdout) == []
+    assert left.name not in run(home, "gc").output
+    assert left.exists()
+    run(home, "gc", "--yes")
+    assert not left.exists()
+
+
 def test_a_name_that_leads_out_is_no_name(prepared: Path, tmp_path: Path) -> None:
     np.zeros(100, "<u2").tofile(tmp_path / "a.bin")
     run(tmp_path / "home", "import", tmp_path / "a.bin", "--name", "../../evil", code=2)

@@ -16,7 +16,8 @@ from local_hub import LocalHub
 from pipeline.config import load
 from shards import Manifest, verify
 
-SAYS = re.compile(r"needs about [\d,]+ bytes and [\d,]+ are free|free some space")
+NEEDS = re.compile(r"this needs about [\d,]+ bytes and [\d,]+ are free\n")
+NO_SPACE = re.compile(r"cannot be \w+: No space left on device\n")
 IS_ROOT = os.geteuid() == 0 if hasattr(os, "geteuid") else False
 
 
@@ -83,10 +84,11 @@ def pages(home: Path) -> int:
     return sum(4096 * -(-len(data) // 4096) for data in tree(home).values())
 
 
-def stopped_well(home: Path, done: subprocess.CompletedProcess[str]) -> None:
-    """It ended because the disk is full, said so, and what has a name is whole."""
+def stopped_well(home: Path, done: subprocess.CompletedProcess[str], says: re.Pattern[str] = NEEDS) -> None:
+    """It ended because the disk is full, said so and what to do, and what has a name is whole."""
     assert done.returncode == 5, done.stderr
-    assert SAYS.search(done.stderr), done.stderr
+    assert says.search(done.stderr), done.stderr
+    assert "\nto mend: free some space" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(home.rglob(".*.tmp"))
     for manifest in home.glob("tokens/*/manifest.json"):
@@ -108,9 +110,9 @@ def test_full(recipe: Path, calm: Path, disk: Callable[[str], Path], tenths: int
 
 @pytest.mark.parametrize("inodes", [2, 3, 8, 20])
 def test_no_more_files(recipe: Path, calm: Path, disk: Callable[[str], Path], inodes: int) -> None:
-    """A disk with room, and none for one more name."""
+    """A disk with room, and none for one more name; with 2 or 3 it is not known yet what tokenizing needs."""
     home = disk(f"size=64m,nr_inodes={inodes}")
-    stopped_well(home, millpond("prepare", recipe, "--home", home))
+    stopped_well(home, millpond("prepare", recipe, "--home", home), NO_SPACE if inodes < 8 else NEEDS)
     disk("nr_inodes=10000")
     prepare(recipe, home)
     assert tree(home / "tokens") == tree(calm / "tokens")

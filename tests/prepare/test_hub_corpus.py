@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,28 +110,37 @@ def test_the_lock_says_what_was_asked(hub: LocalHub, tmp_path: Path) -> None:
 
 
 def test_the_next_file_comes_while_this_one_is_read(hub: LocalHub, tmp_path: Path) -> None:
+    """The second is asked for although only the first was wanted; what is under way ends when the corpus is closed."""
     from prepare import corpora
     from prepare.config import CorpusConfig
 
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
+    put_off = threading.Event()
 
-    def fetched(max_tokens: int) -> list[str]:
-        corpus = corpora.fetch(config, tmp_path / str(max_tokens), max_tokens=max_tokens)
-        assert corpus.path(0).name == "0.parquet"
-        corpus.close()  # what is under way is ended; what had not begun does not begin
-        time.sleep(0.05)
-        return [asked.path[-9:] for asked in hub.log if asked.where == "hub" and "resolve" in asked.path]
+    def note(text: str) -> None:
+        if "1.parquet: status 503" in text:
+            put_off.set()
 
-    assert fetched(1000) == ["0.parquet"]  # enough: nothing is fetched ahead
-    hub.log.clear()
-    hub.slow = 0.02
-    corpus = corpora.fetch(config, tmp_path / "all")
-    corpus.path(0)
-    while not any("1.parquet" in asked.path for asked in hub.log):
-        time.sleep(0.01)
-    began = time.perf_counter()
+    hub.faults = [Fault("503", -1, retry_after="60", path="1.parquet")]
+    corpus = corpora.fetch(config, tmp_path / "all", note=note)
+    assert corpus.path(0).name == "0.parquet"
+    assert put_off.wait(60)
     corpus.close()
-    assert time.perf_counter() - began < 1
+    asked = [asked.path[-9:] for asked in hub.log if asked.where == "cdn"]
+    assert asked.count("1.parquet") == 1  # had the minute been waited for, there would be another
+    assert not list((tmp_path / "all").rglob("1.parquet"))
+
+
+def test_what_is_enough_is_not_fetched_ahead(hub: LocalHub, tmp_path: Path) -> None:
+    from prepare import corpora
+    from prepare.config import CorpusConfig
+
+    config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
+    corpus = corpora.fetch(config, tmp_path / "some", max_tokens=1000)
+    assert corpus.wanted == 1
+    corpus.path(0)
+    corpus.close()  # every request that was made is in the log by now
+    assert {asked.path[-9:] for asked in hub.log if "resolve" in asked.path} == {"0.parquet"}
 
 
 def test_two_recipes_fetch_the_same_files_at_once(hub: LocalHub, tmp_path: Path) -> None:

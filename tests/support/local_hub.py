@@ -18,16 +18,18 @@ STALL_SECONDS = 1.0
 class Fault:
     """What goes wrong in the next `times` answers of `where`; -1 is for ever.
 
-    `where`: "api", "resolve", "cdn", and of an upload "upload" (the bytes) or "commit".
+    `where`: "api", "resolve", "cdn", and of an upload "upload" (the bytes) or "commit". `path`: how that of the request
+    ends.
     """
 
     kind: str
     times: int
     where: str = "cdn"
     retry_after: str = "0"
+    path: str = ""
 
-    def take(self, where: str) -> bool:
-        if where != self.where or self.times == 0:
+    def take(self, where: str, path: str) -> bool:
+        if where != self.where or not path.endswith(self.path) or self.times == 0:
             return False
         self.times -= 1
         return True
@@ -142,7 +144,8 @@ class _Handler(Uploads):
             self.reply(404, {"error": "no such route"})
 
     def fault(self, where: str) -> Fault | None:
-        return next((fault for fault in self.hub.faults if fault.take(where)), None)
+        path = unquote(urlsplit(self.path).path)
+        return next((fault for fault in self.hub.faults if fault.take(where, path)), None)
 
     def serve_api(self, path: str, query: dict[str, list[str]], form: dict[str, list[str]]) -> None:
         fault = self.fault("api")

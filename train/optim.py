@@ -13,8 +13,8 @@ from train.schedule import lr_factor, momentum
 class Optimizers:
     """One AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Only matrices decay, unless `decay` is `all`: embeddings, biases and norm gains have no scale to lose. Muon: Jordan et al. 2024,
-    as in torch.optim; it has no state to tune per element, and each of q, k and v is orthogonalised for itself.
+    Only matrices decay, unless `decay` is `all`: embeddings, biases and norm gains have no scale to lose. Muon: Jordan
+    et al. 2024, as in torch.optim; it has no state to tune per element, and orthogonalises q, k and v each for itself.
     """
 
     def __init__(self, model: Model, config: OptimConfig) -> None:

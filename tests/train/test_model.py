@@ -178,3 +178,24 @@ def test_dropout_is_off_in_evaluation() -> None:
     assert not torch.equal(model(ids), model(ids))
     model.eval()
     assert torch.equal(model(ids), model(ids))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modern"])
+def test_torchs_own_initial_weights(family: str) -> None:
+    """As far as a distribution can be told: its kind, its bounds, its spread."""
+    torch.manual_seed(0)
+    model = Model(ModelConfig(family=family, n_layer=2, n_head=2, d_model=64, seq_len=32, init="torch"), 1000)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding):
+            assert module.weight.std().item() == pytest.approx(1, abs=0.05), name
+        elif isinstance(module, torch.nn.Linear):
+            ours = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            theirs = torch.cat([parameter.detach().flatten() for parameter in plain.parameters()])
+            assert ours.abs().max() <= module.in_features**-0.5, name
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.05), name
+    again = (
+        Model(model.config, 1000, torch.Generator().manual_seed(5)),
+        Model(model.config, 1000, torch.Generator().manual_seed(5)),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(again[0].parameters(), again[1].parameters(), strict=True))

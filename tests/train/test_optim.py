@@ -34,6 +34,14 @@ def test_adamw_decays_matrices_and_nothing_else() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_everything_decays_when_it_is_asked_to(name: str) -> None:
+    model = Model(ModelConfig(family="gpt2", tied=False, **SIZES), 100)
+    each = Optimizers(model, OptimConfig(name=name, weight_decay=0.1, decay="all")).each
+    decayed = set.union(*(names_of(model, optimizer, weight_decay=0.1) for optimizer in each))
+    assert decayed == {name for name, _ in model.named_parameters()}
+
+
 def test_muon_takes_the_matrices_of_the_blocks() -> None:
     model = Model(ModelConfig(family="modern", **SIZES), 100)
     config = OptimConfig(name="muon")

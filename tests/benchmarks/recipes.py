@@ -31,7 +31,7 @@ class Scale:
 SCALES = {
     "small": Scale(
         ("model.n_layer=4", "model.d_model=64", "model.seq_len=128", "train.eval_tokens=131072"),
-        4, 2_048_000, 128, 2048, 16,
+        4, 2_048_000, 256, 4096, 16,
     ),
     "gpt2": Scale(
         ("model.n_layer=12", "model.d_model=768", "model.seq_len=1024", "train.eval_tokens=1048576"),

@@ -47,8 +47,8 @@ class _Main(click.Group):
 def main() -> None:
     """Prepare token shards once, train language models from them on one GPU, and trust every step.
 
-    CONFIG is a preset's name (demo, overnight, gpt2, gpt2-book) or a TOML file; RUN is a run's name. Running a command
-    again goes on where it stopped, or says that it is done.
+    CONFIG is a preset's name (demo, overnight, gpt2, gpt2-tuned, gpt2-book) or a TOML file; RUN is a run's name.
+    Running a command again goes on where it stopped, or says that it is done.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 

@@ -3,18 +3,18 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.config import OptimConfig
 from train.model import Model
+from train.muon import Muon
 from train.schedule import lr_factor, momentum
 
 
 class Optimizers:
     """One AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Only matrices decay, unless `decay` is `all`: embeddings, biases and norm gains have no scale to lose. Muon: Jordan
-    et al. 2024, as in torch.optim; it has no state to tune per element, and orthogonalises q, k and v each for itself.
+    Only matrices decay, unless `decay` is `all`: embeddings, biases and norm gains have no scale to lose.
     """
 
     def __init__(self, model: Model, config: OptimConfig) -> None:
@@ -42,7 +42,7 @@ class Optimizers:
             )
         ]
         if muon:
-            self.each.append(torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
+            self.each.append(Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.each]
 
     def schedule(self, step: int, steps: int) -> float:
@@ -51,17 +51,32 @@ class Optimizers:
         for optimizer, peaks in zip(self.each, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-                if isinstance(optimizer, torch.optim.Muon):
+                if isinstance(optimizer, Muon):
                     group["momentum"] = momentum(self.config, step)
         return self.config.lr * factor
 
-    def step(self) -> None:
-        """Update every parameter from its gradient, then forget the gradients."""
+    def step(self, ok: Tensor | None = None) -> None:
+        """Update every parameter from its gradient, then forget the gradients.
+
+        Where `ok`, a 0-d bool on the device, is false, neither weights nor state move, and the host need not know.
+        """
+        if ok is not None and ok.device.type not in ("cpu", "cuda") and not ok.item():
+            self.zero_grad()  # Apple's GPU: its fused AdamW knows no found_inf, so there the host waits to hear it
+            return
         for optimizer in self.each:
-            optimizer.step()
+            if isinstance(optimizer, Muon):
+                optimizer.step(ok=ok)
+            else:
+                optimizer.found_inf = None if ok is None else (~ok).float()  # type: ignore[attr-defined]
+                optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.each:
             optimizer.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """The whole state, named `optimizer.parameter.what`. Rates are not in it: they follow from the step."""
         return {
             f"{i}.{parameter}.{what}": value
@@ -70,9 +85,9 @@ class Optimizers:
             for what, value in state.items()
         }
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors()` gave."""
-        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.each]
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.each]
         for name, value in tensors.items():
             i, parameter, what = name.split(".")
             states[int(i)].setdefault(int(parameter), {})[what] = value

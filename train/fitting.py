@@ -196,7 +196,7 @@ class _Trial:
             for _ in range(passes):
                 self.stepper.learn(batch)
 
-        return self._rate(size, step, self.stepper.update)
+        return self._rate(size, step, lambda: self.stepper.update(torch.zeros((), device=self.device)))
 
     def evaluation_rate(self, size: int) -> float | None:
         """Tokens a second, forward alone, the optimizers' state being there."""

@@ -1,7 +1,7 @@
-"""One optimizer step: micro-batches forward and backward, clip, update. Nothing here waits for the device.
+"""One optimizer step: micro-batches forward and backward, clip, judge, update. Nothing here waits for the device.
 
-fp16 alone makes the host wait once a step, to hear whether the gradients overflowed. Memory that runs out makes the
-micro-batches smaller and the step the same.
+A step that the guard does not let pass moves nothing. Memory that runs out makes the micro-batches smaller and the step
+the same.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 
 from shards.errors import HostError
+from train.guard import Guard
 from train.loader import Batch
 from train.model import Model
 from train.optim import Optimizers
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 class StepResult(NamedTuple):
     """Scalars still on the device: the batch's mean loss in nats per token, the gradient norm before clipping.
 
-    The norm of a step that was skipped for an overflow is 0: nothing moved.
+    The norm of a step that was skipped is 0: nothing moved.
     """
 
     loss: torch.Tensor
@@ -39,7 +40,8 @@ class Batches(Protocol):
 class Stepper:
     """Learns from several batches of the loader as from one batch: their gradients are averaged.
 
-    `scaler`, for fp16, scales the loss; a step whose gradients overflow is skipped as it says, and is counted.
+    `scaler`, for fp16, scales the loss. `guard` says which steps are skipped, and counts them: without one of its own,
+    those whose loss or gradient is not finite.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class Stepper:
         clip: float,
         autocast: Callable[[], AbstractContextManager[object]],
         scaler: torch.amp.GradScaler | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.model, self.optimizers = model, optimizers
         self.clip, self.autocast, self.scaler = clip or float("inf"), autocast, scaler
+        self.guard = guard or Guard(next(model.parameters()).device)
         self.pieces = 1  # what each of the loader's batches is cut into, since the whole did not fit
-        self.skipped = 0
 
     def step(self, loader: Batches, accumulation: int = 1) -> StepResult:
         """Learn from the next `accumulation` batches. HostError when not even one sequence at once fits in memory."""
@@ -67,7 +70,7 @@ class Stepper:
                 self.model.zero_grad(set_to_none=True)  # a backward pass that broke off has left some of its gradients
                 total.zero_()
                 waiting = batches
-        return StepResult(total, self.update())
+        return StepResult(total, self.update(total))
 
     def learn(self, batch: Batch, share: float = 1.0) -> torch.Tensor:
         """Add the gradients of one micro-batch, which is `share` of a step; returns that share of its mean loss."""
@@ -76,41 +79,39 @@ class Stepper:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def update(self) -> torch.Tensor:
-        """Clip and apply the gradients, and forget them; returns their norm before."""
-        if self.scaler is None:
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-            self.optimizers.step()
-            return norm
-        together = cast(torch.optim.Optimizer, _Together(self.optimizers))
-        self.scaler.unscale_(together)
+    def update(self, loss: torch.Tensor) -> torch.Tensor:
+        """Clip and apply the gradients of a step with this mean `loss`, and forget them; returns their norm before."""
+        scale = None
+        if self.scaler is not None:
+            scale = self.scaler.scale(torch.ones_like(loss))
+            self.scaler.unscale_(cast(torch.optim.Optimizer, _Together(self.optimizers)))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        if self.scaler.step(together) is None:
-            self.skipped += 1
-            self.model.zero_grad(set_to_none=True)
-            norm = torch.zeros_like(norm)
-        self.scaler.update()
-        return norm
+        ok = self.guard.judge(loss, norm, scale)
+        self.optimizers.step(ok)
+        if self.scaler is not None:
+            self.scaler.update()
+        return norm.masked_fill(~ok, 0.0)  # not torch.where, which would wait to send the 0
 
     def counts(self) -> dict[str, Any]:
-        """What fp16 adds to a log row."""
-        return {} if self.scaler is None else {"skipped_steps": self.skipped, "loss_scale": self.scaler.get_scale()}
+        """What a log row says of the steps that were skipped, and fp16's scale."""
+        scale = {} if self.scaler is None else {"loss_scale": self.scaler.get_scale()}
+        return self.guard.counts() | scale
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What must come back for the next step to be the one it would have been."""
-        if self.scaler is None:
-            return {}
-        state = self.scaler.state_dict()
-        values = state["scale"], state["_growth_tracker"], self.skipped
-        return {"scaler": torch.tensor(values, dtype=torch.float64)}
+        tensors = self.guard.tensors()
+        if self.scaler is not None:
+            state = self.scaler.state_dict()
+            tensors["scaler"] = torch.tensor((state["scale"], state["_growth_tracker"]), dtype=torch.float64)
+        return tensors
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over, and out of `tensors`, what `tensors()` gave."""
+        self.guard.load_tensors(tensors)
         saved = tensors.pop("scaler", None)
         if saved is not None and self.scaler is not None:
-            scale, growth, skipped = saved.tolist()
+            scale, growth = saved.tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
-            self.skipped = int(skipped)
 
     def _learned(self, batches: list[Batch], total: torch.Tensor, accumulation: int) -> bool:
         """Learn from `batches` and add their losses to `total`; False when the memory ran out in the middle of it."""
@@ -144,12 +145,7 @@ class Stepper:
 
 
 class _Together:
-    """All optimizers as the one a GradScaler knows: an overflow anywhere skips the whole step."""
+    """All optimizers as the one whose gradients a GradScaler divides: an overflow is one of the whole step."""
 
     def __init__(self, optimizers: Optimizers) -> None:
-        self._optimizers = optimizers
         self.param_groups = [group for optimizer in optimizers.each for group in optimizer.param_groups]
-
-    def step(self) -> bool:
-        self._optimizers.step()
-        return True

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.device import OrEager, autocast, loss_scaler, resolve_precision
 from train.fitting import best_fit
+from train.guard import Guard
 from train.loader import Batch
 from train.loss import linear_cross_entropy
 from train.model import Model
@@ -64,8 +65,8 @@ def stepper(
     def context() -> AbstractContextManager[object]:
         return autocast(device, precision)
 
-    optimizers = Optimizers(model, optim)
-    return Stepper(model, optimizers, 1.0, context, loss_scaler(device, precision))
+    optimizers, guard = Optimizers(model, optim), Guard(device, spike_z=6.0, window=2)
+    return Stepper(model, optimizers, 1.0, context, loss_scaler(device, precision), guard)
 
 
 def losses(of: Stepper, loader: Any, steps: int = 4) -> list[float]:
@@ -78,8 +79,9 @@ def losses(of: Stepper, loader: Any, steps: int = 4) -> list[float]:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_nothing_waits_for_the_device_inside_a_step(name: str, compiled: bool) -> None:
-    ours = stepper(CUDA, torch.bfloat16, optim=OptimConfig(name=name), compiled=compiled)
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16], ids=str)
+def test_nothing_waits_for_the_device_inside_a_step(name: str, precision: torch.dtype, compiled: bool) -> None:
+    ours = stepper(CUDA, precision, optim=OptimConfig(name=name), compiled=compiled)
     loader = Fixed(2)
     ours.step(loader, 2)
     ours.step(loader, 2)
@@ -88,6 +90,27 @@ def test_nothing_waits_for_the_device_inside_a_step(name: str, compiled: bool) -
         ours.step(loader, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_is_called_off_on_the_device(name: str) -> None:
+    """With a gradient that is not a number nothing moves, and nothing waits to hear of it."""
+    ours, loader = stepper(CUDA, torch.bfloat16, optim=OptimConfig(name=name)), Fixed(2)
+    ours.step(loader)
+    before = [parameter.detach().clone() for parameter in ours.model.parameters()]
+    state = {key: value.clone() for key, value in ours.optimizers.tensors().items()}
+    hook = ours.model.embed.weight.register_hook(lambda gradient: gradient * torch.nan)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.step(loader)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), before, strict=True))
+    assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.tensors().items())
+    assert ours.counts() == {"skipped_steps": 1, "skipped_spikes": 0}
+    ours.step(loader)
+    assert ours.counts()["skipped_steps"] == 1
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

@@ -1,48 +1,17 @@
 """A step is the same whatever it is cut into, whatever runs out, and whichever way it is computed."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
+from steps import Fixed, stepper, weights
 from torch import Tensor
 
 from shards import HostError
 from train.config import ModelConfig, OptimConfig
 from train.device import OrEager
-from train.loader import Batch
 from train.model import Model
-from train.optim import Optimizers
 from train.step import Stepper, StepResult
-
-CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=32, seq_len=16)
-ADAMW = OptimConfig(name="adamw", lr=1e-3, eps=1e-8)
-
-
-class Fixed:
-    """Batches of `size` sequences, always the same ones in the same order."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.at = size, 0
-        self.ids = torch.randint(0, 100, (64, 17), generator=torch.Generator().manual_seed(0))
-
-    def next(self) -> Batch:
-        rows = self.ids[self.at : self.at + self.size]
-        self.at += self.size
-        return Batch(rows[:, :-1], rows[:, 1:])
-
-
-def stepper(optim: OptimConfig = ADAMW, **settings: Any) -> Stepper:
-    torch.manual_seed(0)
-    model = Model(CONFIG, 100)
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return Stepper(model, Optimizers(model, optim), 1.0, nullcontext, **settings)
-
-
-def weights(of: Stepper) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in of.model.parameters()])
 
 
 def learn(of: Stepper, loader: Fixed, steps: int, accumulation: int = 1) -> list[StepResult]:
@@ -123,7 +92,8 @@ def test_an_overflow_skips_the_whole_step(name: str) -> None:
     assert torch.equal(weights(ours), before)
     assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.tensors().items())
     assert result.grad_norm == 0 and result.loss.isfinite()
-    assert ours.counts() == {"skipped_steps": 1, "loss_scale": 512.0}
+    assert ours.counts() == {"skipped_steps": 1, "skipped_spikes": 0, "loss_scale": 512.0}
+    assert ours.guard.in_a_row() == 0
     assert all(parameter.grad is None for parameter in ours.model.parameters())
     learn(ours, loader, 1)
     assert not torch.equal(weights(ours), before)
@@ -138,16 +108,30 @@ def test_a_scaled_step_is_the_plain_one() -> None:
 
 def test_the_scaler_comes_back() -> None:
     before = stepper(scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
-    before.skipped = 3
+    hook = before.model.embed.weight.register_hook(lambda grad: grad * torch.inf)
+    learn(before, Fixed(4), 2)
+    hook.remove()
     learn(before, Fixed(4), 5)
     after = stepper(scaler=torch.amp.GradScaler("cpu"))
-    tensors = before.tensors()
+    tensors = {name: value.clone() for name, value in before.tensors().items()}
     after.load_tensors(tensors)
     assert not tensors
-    assert after.counts() == before.counts() == {"skipped_steps": 3, "loss_scale": 1024.0}
+    assert after.counts() == before.counts() == {"skipped_steps": 2, "skipped_spikes": 0, "loss_scale": 256.0}
     assert after.scaler is not None and before.scaler is not None
     assert after.scaler.state_dict() == before.scaler.state_dict()
     assert before.scaler.state_dict()["_growth_tracker"] == 5
+
+
+def test_an_overflow_is_no_bad_step_until_the_scale_is_gone() -> None:
+    """From 8 it is halved three times; then the gradient itself is no number, which is what leads to a rollback."""
+    ours = stepper(scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    ours.model.embed.weight.register_hook(lambda grad: grad * torch.inf)
+    loader, in_a_row = Fixed(4), []
+    for _ in range(5):
+        ours.step(loader)
+        in_a_row.append(ours.guard.in_a_row())
+    assert in_a_row == [0, 0, 0, 1, 2]
+    assert ours.counts()["skipped_steps"] == 5
 
 
 @pytest.mark.parametrize("family", ["gpt2", "modern"])

@@ -70,7 +70,13 @@ class Terminal:
 
     def training(self, kind: str, row: Row) -> None:
         """One event of the training loop."""
-        show = {"start": self._start, "log": self._row, "eval": self._eval, "sample": self._sample}.get(kind)
+        show = {
+            "start": self._start,
+            "log": self._row,
+            "eval": self._eval,
+            "sample": self._sample,
+            "rollback": self._rollback,
+        }.get(kind)
         if show:
             show(row)
 
@@ -111,6 +117,11 @@ class Terminal:
     def _eval(self, row: Row) -> None:
         line = f"{row['step']:>9}  validation {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte"
         self._log.print(Text(line, style="cyan"))
+
+    def _rollback(self, row: Row) -> None:
+        first, end = row["windows_skipped"]
+        line = f"{row['rollback_from']:>9}  back to step {row['step'] - 1:,}, without windows {first:,} to {end - 1:,}"
+        self._log.print(Text(line, style="yellow"))
 
     def _sample(self, row: Row) -> None:
         text = "".join(mark if mark.isprintable() else "\ufffd" for mark in " ".join(row["text"].split()))

@@ -1,6 +1,6 @@
 """Checkpoints: a folder that appears whole, hashed inside, and is believed only when every hash agrees.
 
-`model.safetensors`, `state.safetensors` (optimizers, random generators, running sums), `state.json`, and `SHA256SUMS`
+`model.safetensors`, `state.safetensors` (optimizers, random generators, the guard), `state.json`, and `SHA256SUMS`
 over them all, which `sha256sum -c` reads. Nothing is pickled.
 """
 
@@ -34,7 +34,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: LoaderState
     recipe: str  # the fingerprint of all that can change what is learned
     parts: int
-    logged_steps: int  # steps in the running sum of losses
 
 
 class Checkpoint(NamedTuple):

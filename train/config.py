@@ -85,6 +85,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     checkpoint_activations: Annotated[bool, Meta(extra=NOT_IDENTITY)] = False  # less memory, a third more time
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337
     order: Literal["shuffled", "sequential"] = "shuffled"  # of the windows; sequential is for debugging
+    spike_z: Annotated[float, Meta(ge=0, le=1e6)] = 9.0  # skip a loss or gradient so many deviations up; 0 = off
+    rollback_after: Annotated[int, Meta(ge=0, le=2**40)] = 10  # steps skipped in a row; 0 = never
     eval_every: Cadence = 250  # steps; 0 = only at the start and the end
     eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 10_485_760
     sample_every: Cadence = 500

@@ -31,18 +31,20 @@ from train.device import (
 )
 from train.evaluate import Evaluation, evaluate
 from train.fitting import best_fit
+from train.guard import Guard
 from train.loader import TokenLoader
 from train.meter import Meter
 from train.metrics import Row, RowLog
 from train.model import Model
 from train.optim import Optimizers
 from train.ramp import Ramp
+from train.rollback import Rollback
 from train.sample import generate
 from train.step import Stepper
 from train.windows import FolderWindows, position_of
 
 logger = logging.getLogger(__name__)
-Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save", row)
+Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback", row)
 
 
 class Job(NamedTuple):
@@ -100,15 +102,17 @@ class Trainer:
         if wants_compile(job.train, self.device):
             self.model.compiled_hidden = OrEager(self.model.hidden)
         self.optimizers = Optimizers(self.model, job.optim)
+        self.guard = Guard(self.device, job.train.spike_z)
         self.stepper = Stepper(
             self.model,
             self.optimizers,
             job.optim.clip,
             self._autocast,
             loss_scaler(self.device, self.precision),
+            self.guard,
         )
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.logged_steps = self.step = self.position = 0
+        self.step = self.position = 0
+        self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         self._restore(checkpoints.load_latest(job.checkpoints))
 
     def run(self) -> Result:
@@ -130,9 +134,10 @@ class Trainer:
                 result = self.stepper.step(loader, self._accumulation(self.step))
                 self.step += 1
                 self.position = loader.position
-                self.loss_sum += result.loss
-                self.logged_steps += 1
                 last = self.step == self.steps
+                if reason := self.rollback.due(self.step, stopping=bool(caught)):
+                    self._roll_back(loader, reason)
+                    continue
                 if self.step % train.log_every == 0 or last:
                     self._log(loader, result.grad_norm)
                 with self.meter.paused():
@@ -140,7 +145,7 @@ class Trainer:
                         self._evaluate()
                     if _due(self.step, train.sample_every) or last:
                         self._sample()
-                    if _due(self.step, train.checkpoint_every) or last or caught:
+                    if self.rollback.saves or last or caught:
                         self._save()
                 if caught and not last:
                     raise Interrupted(caught[0], f"saved at step {self.step} of {self.steps}")
@@ -179,30 +184,38 @@ class Trainer:
 
     def _log(self, loader: TokenLoader, grad_norm: torch.Tensor) -> None:
         """One row: the mean loss since the row before, and what the steps between them cost."""
-        loss, norm = self.loss_sum.item() / self.logged_steps, grad_norm.item()  # the device is waited for here
-        self._require_finite(loss, norm)
+        loss = self.guard.mean_loss()  # the device is waited for here
+        self.rollback.tell(self.step, self.position)
+        if loss is None:
+            return  # all its steps were skipped: the next row tells of them
         row: Row = {
             "step": self.step,
             "tokens": self.tokens,
             "loss": loss,
             "lr": self.lr,
-            "grad_norm": norm,
+            "grad_norm": grad_norm.item(),
             **self.meter.read(self.step, self.tokens, loader.stats()),
             **self.stepper.counts(),
         }
         self.metrics.write(row)
         eta_seconds = (self.ramp.tokens - self.tokens) / row["tok_per_s"]
         self.emit("log", {**row, "steps": self.steps, "eta_seconds": eta_seconds})
-        self.loss_sum.zero_()
-        self.logged_steps = 0
 
-    def _require_finite(self, *values: float) -> None:
-        if not all(map(math.isfinite, values)):
-            raise RefusedError(
-                f"step {self.step}: the loss, the gradient or a weight is not a number any more",
-                "the run has diverged; nothing of it was saved, and the checkpoints from before are whole",
-                f"start over with a lower rate: --fresh --set optim.lr={self.job.optim.lr / 3:.2g}",
-            )
+    def _roll_back(self, loader: TokenLoader, reason: str) -> None:
+        """Go back to the newest checkpoint, and on from there with the windows behind those that led here."""
+        bad = self.step
+        self.rollback.tell(bad, self.position)
+        saved = checkpoints.load_latest(self.job.checkpoints)
+        self.rollback.begin(bad, reason, possible=saved is not None)
+        self._restore(saved)
+        left_out, self.position = [self.position, loader.position], loader.position
+        self.guard.forgive()
+        self.metrics.cut_back(self.step)
+        self.samples.cut_back(self.step)
+        row: Row = {"step": self.step + 1, "rollback_from": bad, "windows_skipped": left_out}
+        self.metrics.write(row)
+        self.meter = Meter(self.step, self.tokens, loader.stats())
+        self.emit("rollback", {**row, "reason": reason})
 
     def _measure(self) -> Evaluation:
         return evaluate(
@@ -216,7 +229,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         found = self._measure()
-        self._require_finite(found.loss)
+        if not math.isfinite(found.loss):
+            self.rollback.refuse(self.step, "the validation loss is not a number")
         row: Row = {
             "step": self.step,
             "tokens": self.tokens,
@@ -237,13 +251,10 @@ class Trainer:
 
     def _save(self) -> None:
         """Publish a checkpoint of this step; everything that led to it is on disk before it is."""
-        model = self.model.state_dict()
-        finite = torch.stack([tensor.isfinite().all() for tensor in model.values()]).all()
-        self._require_finite(self.loss_sum.item(), 0.0 if finite else math.nan)
         self.metrics.sync()
         self.samples.sync()
         state = self.optimizers.tensors() | self.stepper.tensors()
-        state["rng.cpu"], state["loss_sum"] = torch.get_rng_state(), self.loss_sum
+        state["rng.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         progress = Progress(
@@ -252,11 +263,11 @@ class Trainer:
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
             parts=self.job.parts,
-            logged_steps=self.logged_steps,
         )
         path = checkpoints.save(
-            self.job.checkpoints, Checkpoint(progress, model, state), self.job.train.keep_checkpoints
+            self.job.checkpoints, Checkpoint(progress, self.model.state_dict(), state), self.job.train.keep_checkpoints
         )
+        self.rollback.saved()
         self.emit("save", {"step": self.step, "path": str(path)})
 
     def _restore(self, saved: Checkpoint | None) -> None:
@@ -280,10 +291,9 @@ class Trainer:
         torch.set_rng_state(state.pop("rng.cpu"))
         if (cuda := state.pop("rng.cuda", None)) is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda, self.device)
-        self.loss_sum = state.pop("loss_sum").to(self.device)
         self.stepper.load_tensors(state)
         self.optimizers.load_tensors(state)
-        self.step, self.position, self.logged_steps = progress.step, position, progress.logged_steps
+        self.step, self.position = progress.step, position
 
 
 def _due(step: int, every: int) -> bool:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import msgspec
 
@@ -18,9 +18,7 @@ class RowLog:
 
     def __init__(self, path: Path, last_step: int) -> None:
         self.path = path
-        kept = [row for row in read_rows(path) if row["step"] <= last_step]
-        publish_bytes(path, b"".join(map(_line, kept)))
-        self._file = path.open("ab")
+        self._file = self._cut(last_step)
 
     def write(self, row: Row) -> None:
         """Append one row, visible to readers at once. Its numbers are finite: JSON has no NaN."""
@@ -29,6 +27,11 @@ class RowLog:
             self._file.flush()
         except OSError as error:
             raise from_os_error(error, self.path, "written") from error
+
+    def cut_back(self, last_step: int) -> None:
+        """Drop the rows after `last_step`, since the run goes back to it."""
+        self._file.close()
+        self._file = self._cut(last_step)
 
     def sync(self) -> None:
         """Make all rows durable; a checkpoint must never outlive the rows that led to it."""
@@ -44,6 +47,11 @@ class RowLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def _cut(self, last_step: int) -> BinaryIO:
+        kept = [row for row in read_rows(self.path) if row["step"] <= last_step]
+        publish_bytes(self.path, b"".join(map(_line, kept)))
+        return self.path.open("ab")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -22,7 +22,6 @@ def make(step: int) -> Checkpoint:
         ),
         recipe="00" * 32,
         parts=1,
-        logged_steps=0,
     )
     generator = torch.Generator().manual_seed(step)
     weights = {"a": torch.randn(20, 30, generator=generator), "b": torch.randn(5, generator=generator)}

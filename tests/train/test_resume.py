@@ -104,8 +104,13 @@ def test_another_micro_batch_sees_the_same_data(
         assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-5)
 
 
-@pytest.mark.parametrize(("event", "step"), [("start", 0), ("eval", 5)])
-def test_a_run_that_diverges_stops_before_it_is_saved(tiny_folder: Path, tmp_path: Path, event: str, step: int) -> None:
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [("start", "step 0: the validation loss is not a number"), ("eval", "step 5: a weight is not a number any more")],
+)
+def test_a_run_that_diverges_stops_before_it_is_saved(
+    tiny_folder: Path, tmp_path: Path, event: str, message: str
+) -> None:
     """By the first evaluation, or by the first save, though no log step has come yet."""
 
     def poison(happened: str, row: dict[str, Any]) -> None:
@@ -113,9 +118,7 @@ def test_a_run_that_diverges_stops_before_it_is_saved(tiny_folder: Path, tmp_pat
             next(trainer.model.parameters()).data[:] = float("inf")
 
     trainer = Trainer(job(tiny_folder, tmp_path, log_every=100), poison)
-    with pytest.raises(
-        RefusedError, match=rf"step {step}: the loss, the gradient or a weight is not a number any more"
-    ):
+    with pytest.raises(RefusedError, match=message):
         trainer.run()
     assert "null" not in (tmp_path / "metrics.jsonl").read_text()
     assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,231 @@
+"""A run that meets bad data goes back, around it and on; killed on the way, it does so again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shards import RefusedError
+from train import checkpoint as checkpoints
+from train import loop
+from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.loader import Batch, TokenLoader
+from train.loop import Job, Trainer
+from train.metrics import RowLog, read_rows
+from train.model import Model
+
+TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
+SEQUENCES = 4  # a step's
+
+
+def job(tokens: Path, root: Path, **train: Any) -> Job:
+    config = {"log_every": 2, "eval_every": 8, "checkpoint_every": 5, "rollback_after": 4, **train}
+    return Job(
+        recipe="00" * 32,
+        model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=16, seq_len=32, dropout=0.1),
+        optim=OptimConfig(name="muon", warmup_steps=3),
+        train=TrainConfig(steps=24, batch_tokens=SEQUENCES * 32, eval_tokens=640, sample_every=0, **config),
+        folder=tokens,
+        parts=5,
+        checkpoints=root / "checkpoints",
+        metrics=root / "metrics.jsonl",
+        samples=root / "samples.jsonl",
+    )
+
+
+def rows(root: Path) -> list[dict[str, Any]]:
+    """The rows without what a clock says."""
+    kept = read_rows(root / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in kept]
+
+
+@pytest.fixture
+def bad(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The batches, counted from 0, that make the loss NaN in training: by their place in the data, as bad data does."""
+    chosen: set[int] = set()
+    factor = 1.0
+
+    class Poisoned(TokenLoader):
+        def next(self) -> Batch:
+            nonlocal factor
+            factor = torch.nan if self.position // SEQUENCES in chosen else 1.0
+            return super().next()
+
+    whole = Model.loss
+
+    def loss(model: Model, *batch: Any) -> torch.Tensor:
+        return whole(model, *batch) * (factor if model.training else 1.0)
+
+    monkeypatch.setattr(loop, "TokenLoader", Poisoned)
+    monkeypatch.setattr(Model, "loss", loss)
+    return chosen
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(event: str, number: int) -> Callable[[str, dict[str, Any]], None]:
+    """Stops at the `number`-th such event, from 0 on."""
+    seen = 0
+
+    def emit(kind: str, row: dict[str, Any]) -> None:
+        nonlocal seen
+        if kind == event:
+            seen += 1
+            if seen > number:
+                raise Stopped
+
+    return emit
+
+
+def test_a_few_bad_steps_are_skipped_and_told(
+    tiny_folder: Path, tmp_path: Path, bad: set[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log row counts them and its loss is that of the others; where all are bad, there is no row."""
+    bad |= {1, 6, 7, 12}
+    trainer = Trainer(job(tiny_folder, tmp_path), lambda *_: None)
+    trainer.run()
+    logs = {row["step"]: row for row in rows(tmp_path) if "loss" in row}
+    assert {step: row["skipped_steps"] for step, row in logs.items()} == {
+        2: 1, 4: 1, 6: 1, 10: 3, 12: 3, 14: 4, 16: 4, 18: 4, 20: 4, 22: 4, 24: 4
+    }  # fmt: skip
+    assert logs[2]["grad_norm"] == 0
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped, for a loss or gradient that is no number or a spike: {steps}"
+        for steps in (
+            "step 2 (windows 4-7)",
+            "step 7 (windows 24-27), step 8 (windows 28-31)",
+            "step 13 (windows 48-51)",
+        )
+    ]
+
+
+def test_a_bad_stretch_is_gone_around(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    """Batches 7 to 16: twice back to step 5, since the first time ends in the middle of them; one more is skipped."""
+    bad |= set(range(7, 17))
+    events: list[tuple[str, dict[str, Any]]] = []
+    trainer = Trainer(job(tiny_folder, tmp_path), lambda *event: events.append(event))
+    trainer.run()
+    backs = [row for kind, row in events if kind == "rollback"]
+    assert [row["rollback_from"] for row in backs] == [11, 10]
+    assert [row["windows_skipped"] for row in backs] == [[20, 44], [20, 64]]
+    found = rows(tmp_path)
+    (back,) = (row for row in found if "rollback_from" in row)
+    assert back == {"step": 6, "rollback_from": 10, "windows_skipped": [20, 64]}
+    assert [row["step"] for row in found] == sorted(row["step"] for row in found)
+    assert [row["step"] for row in found if "loss" in row] == list(range(2, 25, 2))
+    assert found[-2]["skipped_steps"] == 1
+    assert trainer.position == 4 * 24 + 44
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("event", "number"),
+    [("rollback", 0), ("rollback", 1), *(("log", n) for n in range(14)), ("save", 1), ("save", 2), ("eval", 2)],
+)
+def test_killed_on_the_way_it_ends_the_same(
+    tiny_folder: Path, tmp_path: Path, bad: set[int], event: str, number: int
+) -> None:
+    bad |= {2, *range(7, 17), 20}
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    weights = []
+    for root in (calm, killed):
+        root.mkdir()
+        if root is killed:
+            with pytest.raises(Stopped):
+                Trainer(job(tiny_folder, root), stop_at(event, number)).run()
+        weights.append(Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256)
+    assert weights[0] == weights[1]
+    assert rows(calm) == rows(killed)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "samples.jsonl"])
+def test_killed_in_the_middle_of_going_back(
+    tiny_folder: Path, tmp_path: Path, bad: set[int], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    bad |= set(range(7, 12))
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    weights = []
+    for root in (calm, killed):
+        root.mkdir()
+        if root is killed:
+            with monkeypatch.context() as patch:
+                cut_back = RowLog.cut_back
+
+                def stop(log: RowLog, step: int, cut_back: Any = cut_back) -> None:
+                    cut_back(log, step)
+                    if log.path.name == file:
+                        raise Stopped
+
+                patch.setattr(RowLog, "cut_back", stop)
+                with pytest.raises(Stopped):
+                    Trainer(job(tiny_folder, root), lambda *_: None).run()
+        weights.append(Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256)
+    assert weights[0] == weights[1]
+    assert rows(calm) == rows(killed)
+
+
+def test_what_never_ends_is_refused(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    """After three times, with the checkpoint from before whole; and none from the middle of it."""
+    bad |= set(range(7, 1000))
+    with pytest.raises(RefusedError, match=r"step 10: 5 steps in a row were skipped: .* 3 times after going") as caught:
+        Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+    assert "--fresh --set optim.lr=0.0083" in caught.value.fix
+    assert caught.value.exit_code == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    saved = checkpoints.load_latest(tmp_path / "checkpoints")
+    assert saved is not None and all(tensor.isfinite().all() for tensor in saved.model.values())
+
+
+def test_with_nothing_to_go_back_to_it_is_refused(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    bad |= set(range(1000))
+    with pytest.raises(RefusedError, match="step 4: 4 steps in a row were skipped"):
+        Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_never_means_never(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    bad |= set(range(7, 1000))
+    Trainer(job(tiny_folder, tmp_path, rollback_after=0), lambda *_: None).run()
+    saved = checkpoints.load_latest(tmp_path / "checkpoints")
+    assert saved is not None and saved.progress.step == 24
+    assert saved.state["guard.in_a_row"] == 17
+
+
+def test_a_checkpoint_waits_for_a_step_that_is_taken(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    """Steps 10 and 11 are skipped, so that of 10 is saved at 12."""
+    bad |= {9, 10}
+    saves = []
+    keep = job(tiny_folder, tmp_path, keep_checkpoints=9)
+    Trainer(keep, lambda kind, row: saves.append(row["step"]) if kind == "save" else None).run()
+    assert saves == [5, 12, 15, 20, 24]
+
+
+def test_a_bad_weight_goes_back_too(tiny_folder: Path, tmp_path: Path) -> None:
+    """Poisoned behind step 6; found by the evaluation at 8, when two steps in a row have been skipped."""
+    poisoned = []
+
+    def poison(kind: str, row: dict[str, Any]) -> None:
+        events.append(kind)
+        if kind == "log" and row["step"] == 6 and not poisoned:
+            poisoned.append(trainer)
+            next(trainer.model.parameters()).data[:] = torch.inf
+
+    events: list[str] = []
+    trainer = Trainer(job(tiny_folder, tmp_path), poison)
+    trainer.run()
+    assert events.count("rollback") == 1
+    (back,) = (row for row in rows(tmp_path) if "rollback_from" in row)
+    assert back == {"step": 6, "rollback_from": 8, "windows_skipped": [20, 32]}
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+def test_the_terminal_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.terminal import Terminal
+
+    Terminal().training("rollback", {"step": 1501, "rollback_from": 1620, "windows_skipped": [24000, 25920]})
+    assert capsys.readouterr().err == "     1620  back to step 1,500, without windows 24,000 to 25,919\n"

@@ -1,5 +1,7 @@
 """A run that meets bad data goes back, around it and on; killed on the way, it does so again."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from shards import RefusedError
+from shards import Interrupted, RefusedError
 from train import checkpoint as checkpoints
 from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
@@ -222,6 +224,23 @@ def test_a_bad_weight_goes_back_too(tiny_folder: Path, tmp_path: Path) -> None:
     (back,) = (row for row in rows(tmp_path) if "rollback_from" in row)
     assert back == {"step": 6, "rollback_from": 8, "windows_skipped": [20, 32]}
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    """It saves at step 8, which was skipped: the weights are good. The run goes on counting, and back to there."""
+    bad |= {7, 8, 9, 10}
+    wanted = job(tiny_folder, tmp_path, rollback_after=3)
+
+    def interrupt(kind: str, row: dict[str, Any]) -> None:
+        if kind == "log" and row["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="saved at step 8 of 24"):
+        Trainer(wanted, interrupt).run()
+    Trainer(wanted, lambda *_: None).run()
+    (back,) = (row for row in rows(tmp_path) if "rollback_from" in row)
+    assert back == {"step": 9, "rollback_from": 10, "windows_skipped": [32, 40]}
+    assert rows(tmp_path)[-2]["skipped_steps"] == 2
 
 
 def test_the_terminal_says_so(capsys: pytest.CaptureFixture[str]) -> None:

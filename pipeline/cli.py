@@ -1,7 +1,9 @@
 """The command line. No logic lives here: a verb reads its options, calls one function and prints what comes back."""
 
 import logging
+import math
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import click
 
 from pipeline.cli_shards import shards
 from pipeline.options import as_json, home, pipeline_of, print_json, terminal
-from shards.errors import HostError, Interrupted, MillpondError
+from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
 
 if TYPE_CHECKING:
     from pipeline.stages import Pipeline
@@ -20,7 +22,7 @@ class _Failed(click.ClickException):
 
     def __init__(self, error: MillpondError) -> None:
         super().__init__(str(error))
-        self.word = "stopped" if isinstance(error, Interrupted) else "error"
+        self.word = "stopped" if isinstance(error, Interrupted | OutOfTime) else "error"
         self.exit_code = error.exit_code  # type: ignore[misc]  # click calls it a class variable and reads the instance
 
     def show(self, file: Any = None) -> None:
@@ -56,6 +58,7 @@ def main() -> None:
 _config = click.argument("config", default="demo")
 _run = click.argument("run", default="demo")
 _set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
+_best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
 _force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
 
 main.add_command(shards)
@@ -128,12 +131,20 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @_config
 @click.option("--name", metavar="RUN", help="The run's name [default: the config's].")
 @click.option("--fresh", is_flag=True, help="Start the run over; what it has is set aside.")
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(0, min_open=True),
+    default=math.inf,
+    metavar="H",
+    help="After so long save and exit with 75; the same command goes on.",
+)
 @_set
 @home
-def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...], home: Path) -> None:
+def train(config: str, name: str | None, fresh: bool, max_hours: float, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
+    until = time.monotonic() + 3600 * max_hours
     preset, pipeline = _pipeline(config, settings, home)
-    pipeline.train(name or preset, fresh=fresh)
+    pipeline.train(name or preset, fresh=fresh, until=until)
 
 
 @main.command()
@@ -141,14 +152,15 @@ def train(config: str, name: str | None, fresh: bool, settings: tuple[str, ...],
 @click.option(
     "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
 )
+@_best
 @as_json
 @home
-def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
+def evaluate(run: str, tokens: int, best: bool, as_json: bool, home: Path) -> None:
     """The newest checkpoint's validation loss."""
     from pipeline import runs
     from pipeline.layout import Layout
 
-    found = runs.evaluate(Layout(home), run, tokens)
+    found = runs.evaluate(Layout(home), run, tokens, best=best)
     if as_json:
         print_json(found)
         return
@@ -174,13 +186,14 @@ def evaluate(run: str, tokens: int, as_json: bool, home: Path) -> None:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
 )
+@_best
 @home
-def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, home: Path) -> None:
+def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, best: bool, home: Path) -> None:
     """Text from the newest checkpoint."""
     from pipeline import runs
     from pipeline.layout import Layout
 
-    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed)
+    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed, best=best)
     click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
 
 

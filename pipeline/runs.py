@@ -109,15 +109,22 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
 
 
 def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
-    """What the trainer needs to know of a run."""
+    """What the trainer needs to know of a run. RefusedError when its token folder is another one of the same name."""
     from train.loop import Job
 
+    folder = layout.tokens / pinned.folder
+    if (found := Manifest.read(folder).fingerprint) != pinned.fingerprint:
+        raise RefusedError(
+            f"{folder}: its fingerprint is {found[:12]}…, the run was started on {pinned.fingerprint[:12]}…",
+            "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
+            f"bring back what was there, or start over: --name {run.root.name} --fresh",
+        )
     return Job(
         recipe=fingerprint(identity_of(recipe, pinned.folder)),
         model=recipe.model,
         optim=recipe.optim,
         train=recipe.train,
-        folder=layout.tokens / pinned.folder,
+        folder=folder,
         parts=pinned.parts,
         checkpoints=run.checkpoints,
         metrics=run.metrics,
@@ -126,8 +133,8 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
     )
 
 
-def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
-    """The newest checkpoint's loss on the first `tokens` of validation (0: all), as written to evaluation.json."""
+def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> dict[str, Any]:
+    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json."""
     from shards.reader import TokenFolder
     from train.device import autocast, pick_device, resolve_precision
     from train.evaluate import evaluate
@@ -137,7 +144,9 @@ def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     folder = TokenFolder(wanted.folder, parts=wanted.parts)
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder)
+    for shard in folder.shards("val"):
+        shard.check_tokens()
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder, best=best)
     began = time.perf_counter()
     device = pick_device()
     precision = resolve_precision(wanted.train, device)
@@ -165,8 +174,10 @@ def evaluate(layout: Layout, name: str, tokens: int) -> dict[str, Any]:
     return result
 
 
-def sample(layout: Layout, name: str, prompt: str, tokens: int, temperature: float, seed: int) -> str:
-    """Text from the newest checkpoint."""
+def sample(
+    layout: Layout, name: str, prompt: str, tokens: int, temperature: float, seed: int, *, best: bool = False
+) -> str:
+    """Text from the newest checkpoint, or from the `best`."""
     from shards.reader import TokenFolder
     from train.sample import generate
     from train.trained import load_trained
@@ -174,7 +185,7 @@ def sample(layout: Layout, name: str, prompt: str, tokens: int, temperature: flo
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     folder = TokenFolder(wanted.folder, parts=wanted.parts)
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder)
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder, best=best)
     return generate(trained.model, folder.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
 

@@ -4,6 +4,7 @@ A stage takes what the one before it returns, so the order is in the arguments. 
 receipt (for tokens, by the manifest) and said in one line; unfinished work goes on where it stopped.
 """
 
+import math
 import os
 import shutil
 import time
@@ -162,8 +163,11 @@ class Pipeline:
         self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
         return self.layout.tokens / folder.name
 
-    def train(self, name: str, *, fresh: bool = False) -> None:
-        """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done."""
+    def train(self, name: str, *, fresh: bool = False, until: float = math.inf) -> None:
+        """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done.
+
+        OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
+        """
         run = self.layout.run(runs.checked_name(name))
         Ramp(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
         folder = self.prepare()
@@ -200,7 +204,7 @@ class Pipeline:
                     self.terminal.note(f"the run before is kept as {aside.name}")
                 if not run.recipe.exists():
                     runs.begin(run, self.recipe, pinned)
-            result = trainer.run()
+            result = trainer.run(until)
             numbers = {
                 "steps": result.steps,
                 "tokens": result.tokens,
@@ -208,6 +212,8 @@ class Pipeline:
                 "val_bpb": result.evaluation.bpb,
                 "weights_sha256": result.weights_sha256,
             }
+            if result.best:
+                numbers |= {"best_step": result.best.step, "best_val_loss": result.best.val_loss}
             receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
             self.terminal.finished(name, run, numbers)
 

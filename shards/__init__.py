@@ -8,6 +8,7 @@ from shards.errors import (
     Interrupted,
     MillpondError,
     NetworkError,
+    OutOfTime,
     RefusedError,
 )
 from shards.header import ShardHeader
@@ -27,6 +28,7 @@ __all__ = [
     "Manifest",
     "MillpondError",
     "NetworkError",
+    "OutOfTime",
     "RefusedError",
     "Shard",
     "ShardHeader",

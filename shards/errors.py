@@ -7,12 +7,15 @@ MillpondError
 ├── CorruptError    4   bytes are not what they must be
 ├── DiskError       5   full, over quota, failing
 ├── NetworkError    6   the other side did not deliver
+├── OutOfTime      75   --max-hours are over, after a checkpoint
 └── Interrupted   130/143   stopped by a signal, after a checkpoint
 """
 
 import errno
 import signal
 from pathlib import Path
+
+GO_ON = "run the same command again to go on"
 
 
 class MillpondError(Exception):
@@ -62,11 +65,20 @@ class NetworkError(MillpondError):
     exit_code = 6
 
 
+class OutOfTime(MillpondError):
+    """The time given is up, and everything worth keeping was saved. 75 is EX_TEMPFAIL: try again later."""
+
+    exit_code = 75
+
+    def __init__(self, saved: str) -> None:
+        super().__init__(f"time is up: {saved}", GO_ON)
+
+
 class Interrupted(MillpondError):
     """A signal ended the work after everything worth keeping was saved."""
 
     def __init__(self, signum: int, saved: str) -> None:
-        super().__init__(f"{signal.Signals(signum).name}: {saved}", "run the same command again to go on")
+        super().__init__(f"{signal.Signals(signum).name}: {saved}", GO_ON)
         self.exit_code = 128 + signum
 
 

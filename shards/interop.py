@@ -146,7 +146,7 @@ def export(folder: TokenFolder, split: Split, form: Format, to: Path) -> list[Pa
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (tokens,)}
             np.lib.format.write_array_header_1_0(data, header)
         for shard in shards:
-            shard.check_hash()
+            shard.check_tokens()
             data.write(shard.tokens.data)
         if form == "megatron":
             with AtomicFile(paths[1]) as index:

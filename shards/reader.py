@@ -34,6 +34,7 @@ _NPY = re.compile(  # what numpy writes before DOCS_DTYPE: numpy.load would eval
     re.DOTALL,
 )
 _NPY_BYTES = 1024
+_BLOCK_TOKENS = 1 << 18  # half a MB: hashed and searched for its maximum while it is in the cache
 _AGAIN = "copy the file again from where it came, or millpond tokenize CONFIG --force"
 
 
@@ -110,13 +111,29 @@ class Shard:
             page = first - first % mmap.PAGESIZE  # EINVAL for an address inside a page
             self._map.madvise(mmap.MADV_WILLNEED, page, first + n * self.tokens.itemsize - page)
 
-    def check_hash(self) -> None:
-        """Read every token; CorruptError when they are not what was written."""
-        found = xxhash.xxh3_64_intdigest(self.tokens.data)
+    def check_tokens(self) -> None:
+        """Read every token; CorruptError when they are not what was written, or one is not in the vocabulary.
+
+        A hash can be made to agree, and a GPU reads past its table for an id it does not have.
+        """
+        digest, size, stray = xxhash.xxh3_64(), self.header.vocab_size or 2**32, None
+        for at in range(0, len(self.tokens), _BLOCK_TOKENS):
+            block = self.tokens[at : at + _BLOCK_TOKENS]
+            digest.update(block.data)
+            if stray is None and block.max() >= size:
+                stray = at + int((block >= size).argmax())
+        found = digest.intdigest()
         if found != self.header.xxh3:
             raise CorruptError(
                 f"{self.path}: xxh3 of the tokens is {found:016x}, its header says {self.header.xxh3:016x}",
                 "at least one token differs from what was written: the disk or a copy damaged it",
+                _AGAIN,
+            )
+        if stray is not None:
+            raise CorruptError(
+                f"{self.path}: offset {HEADER_BYTES + stray * self.tokens.itemsize:,}: token {stray:,} is id "
+                f"{self.tokens[stray]}, expected one below {size}, the size of the vocabulary",
+                "the model has no row for it; its hashes agree, so it was written so",
                 _AGAIN,
             )
 
@@ -183,8 +200,9 @@ class TokenStream:
 class TokenFolder:
     """A token folder: its manifest, its tokenizer, and a stream for each split.
 
-    `verify`: "size" compares every header and size with the manifest, "hash" also reads all tokens. `parts` opens only
-    the first so many parts, so that growth does not disturb a run that started before it.
+    `verify`: "size" compares every header and size with the manifest, "hash" also reads all tokens and proves that each
+    is in the vocabulary. `parts` opens only the first so many parts, so that growth does not disturb a run that started
+    before it.
     """
 
     def __init__(self, path: Path, verify: Literal["size", "hash"] = "size", parts: int | None = None) -> None:
@@ -205,7 +223,7 @@ class TokenFolder:
         }
         if verify == "hash":
             with ThreadPoolExecutor(4) as pool:  # hashing and page faults both release the GIL
-                for _ in pool.map(Shard.check_hash, (*self._shards["train"], *self._shards["val"])):
+                for _ in pool.map(Shard.check_tokens, (*self._shards["train"], *self._shards["val"])):
                     pass
 
     @cached_property

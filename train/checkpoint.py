@@ -1,14 +1,13 @@
 """Checkpoints: a folder that appears whole, hashed inside, and is believed only when every hash agrees.
 
 `model.safetensors`, `state.safetensors` (optimizers, random generators, the guard), `state.json`, and `SHA256SUMS`
-over them all, which `sha256sum -c` reads. Nothing is pickled.
+over them all, which `sha256sum -c` reads. Nothing is pickled. The newest are kept, and the one of the best evaluation.
 """
 
 import errno
 import hashlib
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +16,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shards.atomic import make_folder, published_folder, sha256_of
+from shards.atomic import discard, make_folder, published_folder, sha256_of
 from shards.errors import CorruptError, MillpondError, from_os_error
 from shards.manifest import encode
 from train.windows import LoaderState
 
 logger = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
+FILES = ("model.safetensors", "state.json", "state.safetensors")
+
+
+class Best(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The step whose evaluation, over the first `val_tokens` of validation, gave the lowest loss in nats per token."""
+
+    step: int
+    val_loss: float
+    val_tokens: int
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +42,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: LoaderState
     recipe: str  # the fingerprint of all that can change what is learned
     parts: int
+    best: Best | None = None  # None before the first evaluation of a step
 
 
 class Checkpoint(NamedTuple):
@@ -43,19 +52,40 @@ class Checkpoint(NamedTuple):
     model: dict[str, torch.Tensor]
     state: dict[str, torch.Tensor]
 
+    @property
+    def step(self) -> int:
+        """How many steps it has learned from."""
+        return self.progress.step
+
+
+def better(best: Best | None, found: Best) -> Best:
+    """The lower loss of both; `found` too when the other was measured over another number of tokens."""
+    if best is None or best.val_tokens != found.val_tokens:
+        return found
+    return min(best, found, key=lambda each: each.val_loss)
+
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Publish `folder/step-NNNNNN`, then remove all but the newest `keep`."""
-    path = make_folder(folder) / _name(checkpoint.progress.step)
+    """Publish `folder/step-NNNNNN`, then remove what is not kept any more, and what claims to be of a later step."""
+    progress = checkpoint.progress
+    path = make_folder(folder) / _name(progress.step)
     with published_folder(path) as temp:
         _write(checkpoint.model, temp / "model.safetensors")
         _write(checkpoint.state, temp / "state.safetensors")
-        (temp / "state.json").write_bytes(encode(checkpoint.progress))
-        sums = "".join(f"{sha256_of(file)}  {file.name}\n" for file in sorted(temp.iterdir()))
-        (temp / SUMS).write_text(sums)
-    for old in _steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        (temp / "state.json").write_bytes(encode(progress))
+        (temp / SUMS).write_bytes(_sums(temp))
+    for later in (path for path in steps(folder) if step_of(path) > progress.step):
+        discard(later)  # it was damaged, or the run would not be here again; kept, it would push out a whole one
+    remove_surplus(folder, progress, keep)
     return path
+
+
+def remove_surplus(folder: Path, progress: Progress, keep: int) -> None:
+    """Remove all checkpoints up to this progress but the newest `keep` and the best."""
+    best = progress.best.step if progress.best else None
+    for old in [path for path in steps(folder) if step_of(path) <= progress.step][:-keep]:
+        if step_of(old) != best:
+            discard(old)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -64,7 +94,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     A damaged one is reported and passed over. CorruptError when all are damaged.
     """
     damaged: list[str] = []
-    for path in reversed(_steps(folder)):
+    for path in reversed(steps(folder)):
         try:
             return load(path)
         except MillpondError as error:
@@ -79,27 +109,58 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def load_best(folder: Path) -> Checkpoint | None:
+    """The checkpoint of the best evaluation; said loudly, the newest, when that is damaged or there was none yet."""
+    newest = load_latest(folder)
+    if newest is None:
+        return None
+    best = known_best(folder, newest.progress)
+    if best is None:
+        logger.warning("%s: no checkpoint is known to be the best; using the newest, step %d", folder, newest.step)
+        return newest
+    return newest if best.step == newest.step else load(folder / _name(best.step))
+
+
+def known_best(folder: Path, progress: Progress) -> Best | None:
+    """The best so far. When its checkpoint is not whole any more it is forgotten, and that is said."""
+    best = progress.best
+    if best is not None and best.step != progress.step:
+        try:
+            check(folder / _name(best.step))
+        except MillpondError as error:
+            logger.warning("%s\nthe best checkpoint is damaged; it is best no more", error.what)
+            return None
+    return best
+
+
 def load(path: Path) -> Checkpoint:
     """One checkpoint; CorruptError unless every file is what SHA256SUMS says."""
+    progress = check(path)
     try:
-        lines = (line.partition("  ") for line in (path / SUMS).read_text().splitlines())
-        sums = {name: digest for digest, _, name in lines}
-        for name in ("model.safetensors", "state.safetensors", "state.json"):
-            found = sha256_of(path / name)
-            if found != sums.get(name):
-                raise CorruptError(f"{path / name}: sha256 is {found[:12]}…, {SUMS} says {sums.get(name, '')[:12]}…")
-        progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
-        if path.name != _name(progress.step):
-            raise CorruptError(f"{path}: holds step {progress.step}: the folder was renamed")
-        return Checkpoint(
-            progress,
-            load_file(path / "model.safetensors"),
-            load_file(path / "state.safetensors"),
-        )
+        return Checkpoint(progress, load_file(path / "model.safetensors"), load_file(path / "state.safetensors"))
     except OSError as error:
         raise from_os_error(error, path, "read") from error
-    except (ValueError, SafetensorError, msgspec.MsgspecError) as error:
+    except (ValueError, SafetensorError) as error:
         raise CorruptError(f"{path}: not a checkpoint: {error}") from error
+
+
+def check(path: Path) -> Progress:
+    """Read every byte of a checkpoint; CorruptError unless SHA256SUMS is to the letter what it should be."""
+    try:
+        said, found = (path / SUMS).read_bytes(), _sums(path)
+        for name, line in zip(FILES, found.splitlines(), strict=True):
+            if line not in said.splitlines():
+                raise CorruptError(f"{path / name}: its sha256, {line[:12].decode()}…, is not what {SUMS} says")
+        if said != found:
+            raise CorruptError(f"{path / SUMS}: more or less than the lines of {', '.join(FILES)}")
+        progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
+    except OSError as error:
+        raise from_os_error(error, path, "read") from error
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise CorruptError(f"{path}: not a checkpoint: {error}") from error
+    if path.name != _name(progress.step):
+        raise CorruptError(f"{path}: holds step {progress.step}: the folder was renamed")
+    return progress
 
 
 def weights_hash(model: dict[str, torch.Tensor]) -> str:
@@ -119,10 +180,20 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
+def _sums(path: Path) -> bytes:
+    return "".join(f"{sha256_of(path / name)}  {name}\n" for name in FILES).encode()
+
+
 def _name(step: int) -> str:
     return f"step-{step:06}"
 
 
-def _steps(folder: Path) -> list[Path]:
-    steps = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
-    return sorted(steps, key=lambda path: int(path.name.removeprefix("step-")))
+def step_of(path: Path) -> int:
+    """The step a checkpoint's name says."""
+    return int(path.name.removeprefix("step-"))
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints there are, whole or not, by step."""
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
+    return sorted(found, key=step_of)

@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from shards.errors import CorruptError, Interrupted, RefusedError
+from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime, RefusedError
 from shards.reader import TokenFolder
 from train import checkpoint as checkpoints
-from train.checkpoint import Checkpoint, Progress
+from train.checkpoint import Best, Checkpoint, Progress
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.device import (
     OrEager,
@@ -40,6 +41,7 @@ from train.optim import Optimizers
 from train.ramp import Ramp
 from train.rollback import Rollback
 from train.sample import generate
+from train.saver import Saver, checkpoint_nbytes, require_room
 from train.step import Stepper
 from train.windows import FolderWindows, position_of
 
@@ -72,6 +74,7 @@ class Result(NamedTuple):
     tokens: int
     evaluation: Evaluation
     weights_sha256: str
+    best: Best | None
 
 
 class Trainer:
@@ -113,10 +116,17 @@ class Trainer:
         )
         self.step = self.position = 0
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
+        self.best: Best | None = None
         self._restore(checkpoints.load_latest(job.checkpoints))
+        nbytes = checkpoint_nbytes(self.model, self.optimizers)
+        require_room(job.checkpoints, nbytes, job.train.keep_checkpoints, self._saves_left())
 
-    def run(self) -> Result:
-        """Train to the last step. Interrupted, after a checkpoint, when a signal asked for an end."""
+    def run(self, until: float = math.inf) -> Result:
+        """Train to the last step.
+
+        After a checkpoint, Interrupted when a signal asked for an end, OutOfTime when time.monotonic() has reached
+        `until`. A MillpondError from the saving of a checkpoint comes at a step after it.
+        """
         train = self.job.train
         last_step = self.step if self.position else -1
         with (
@@ -124,18 +134,21 @@ class Trainer:
             RowLog(self.job.samples, last_step) as self.samples,
             TokenLoader(self.windows, self.micro_batch, position=self.position, device=self.device) as loader,
             caught_signals() as caught,
+            Saver(self.job.checkpoints, train.keep_checkpoints, self._saved) as self.saver,
         ):
             self._announce()
             if self.step == 0:
                 self._evaluate()
             self.meter = Meter(self.step, self.tokens, loader.stats())
             while self.step < self.steps:
+                self.saver.check()
                 self.lr = self.optimizers.schedule(self.step, self.steps)
                 result = self.stepper.step(loader, self._accumulation(self.step))
                 self.step += 1
                 self.position = loader.position
                 last = self.step == self.steps
-                if reason := self.rollback.due(self.step, stopping=bool(caught)):
+                ending = None if last else self._ending(caught, until)
+                if reason := self.rollback.due(self.step, stopping=ending is not None):
                     self._roll_back(loader, reason)
                     continue
                 if self.step % train.log_every == 0 or last:
@@ -145,12 +158,14 @@ class Trainer:
                         self._evaluate()
                     if _due(self.step, train.sample_every) or last:
                         self._sample()
-                    if self.rollback.saves or last or caught:
+                    is_best = self.best is not None and self.best.step == self.step
+                    if self.rollback.saves or last or is_best or ending:
                         self._save()
-                if caught and not last:
-                    raise Interrupted(caught[0], f"saved at step {self.step} of {self.steps}")
+                if ending:
+                    self.saver.wait()
+                    raise ending
         weights = checkpoints.weights_hash(self.model.state_dict())
-        return Result(self.steps, self.tokens, self._measure(), weights)
+        return Result(self.steps, self.tokens, self._measure(), weights, self.best)
 
     @property
     def tokens(self) -> int:
@@ -162,6 +177,19 @@ class Trainer:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
+
+    def _ending(self, caught: list[int], until: float) -> MillpondError | None:
+        """What the run ends with after this step, if it is to end; it is saved first."""
+        saved = f"saved at step {self.step} of {self.steps}"
+        if caught:
+            return Interrupted(caught[0], saved)
+        return OutOfTime(saved) if time.monotonic() >= until else None
+
+    def _saves_left(self) -> int:
+        """At most how often the rest of the run will save."""
+        every = self.job.train.checkpoint_every, self.job.train.eval_every
+        due = sum(self.steps // each - self.step // each for each in every if each)
+        return due + 1 if self.step < self.steps else 0
 
     def _announce(self) -> None:
         job = self.job
@@ -205,6 +233,7 @@ class Trainer:
         """Go back to the newest checkpoint, and on from there with the windows behind those that led here."""
         bad = self.step
         self.rollback.tell(bad, self.position)
+        self.saver.wait()
         saved = checkpoints.load_latest(self.job.checkpoints)
         self.rollback.begin(bad, reason, possible=saved is not None)
         self._restore(saved)
@@ -231,6 +260,8 @@ class Trainer:
         found = self._measure()
         if not math.isfinite(found.loss):
             self.rollback.refuse(self.step, "the validation loss is not a number")
+        if self.step:  # a model that has learned nothing is no best one
+            self.best = checkpoints.better(self.best, Best(self.step, found.loss, found.tokens))
         row: Row = {
             "step": self.step,
             "tokens": self.tokens,
@@ -250,7 +281,7 @@ class Trainer:
             self.emit("sample", row)
 
     def _save(self) -> None:
-        """Publish a checkpoint of this step; everything that led to it is on disk before it is."""
+        """Begin to save a checkpoint of this step; everything that led to it is on disk before."""
         self.metrics.sync()
         self.samples.sync()
         state = self.optimizers.tensors() | self.stepper.tensors()
@@ -263,12 +294,13 @@ class Trainer:
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
             parts=self.job.parts,
+            best=self.best,
         )
-        path = checkpoints.save(
-            self.job.checkpoints, Checkpoint(progress, self.model.state_dict(), state), self.job.train.keep_checkpoints
-        )
+        self.saver.save(Checkpoint(progress, self.model.state_dict(), state))
         self.rollback.saved()
-        self.emit("save", {"step": self.step, "path": str(path)})
+
+    def _saved(self, path: Path) -> None:
+        self.emit("save", {"step": checkpoints.step_of(path), "path": str(path)})
 
     def _restore(self, saved: Checkpoint | None) -> None:
         """Take over everything a checkpoint holds. CorruptError when it belongs to other data or another order."""
@@ -294,6 +326,8 @@ class Trainer:
         self.stepper.load_tensors(state)
         self.optimizers.load_tensors(state)
         self.step, self.position = progress.step, position
+        self.best = checkpoints.known_best(self.job.checkpoints, progress)
+        checkpoints.remove_surplus(self.job.checkpoints, progress, self.job.train.keep_checkpoints)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""A trained model as it lies in a run's newest whole checkpoint."""
+"""A trained model as it lies in a checkpoint of a run: the newest that is whole, or the best."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,12 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(folder: Path, recipe: str, config: ModelConfig, tokens: TokenFolder) -> Trained:
-    """The newest whole checkpoint in `folder`. RefusedError when there is none, or when it is another recipe's."""
-    saved = checkpoints.load_latest(folder)
+def load_trained(folder: Path, recipe: str, config: ModelConfig, tokens: TokenFolder, *, best: bool = False) -> Trained:
+    """The newest whole checkpoint in `folder`, or the `best` by validation loss.
+
+    RefusedError when there is none, or when it is another recipe's.
+    """
+    saved = checkpoints.load_best(folder) if best else checkpoints.load_latest(folder)
     if saved is None:
         raise RefusedError(
             f"{folder}: no checkpoint",

@@ -147,7 +147,7 @@ def read_everything(path: Path) -> bool:
             shard = Shard(file)
             shard.header.pack()
             len(shard.documents)
-            shard.check_hash()
+            shard.check_tokens()
     folder = TokenFolder(path, verify="hash")
     for split in ("train", "val"):
         folder.stream(split)

@@ -76,15 +76,14 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         (temp / SUMS).write_bytes(_sums(temp))
     for later in (path for path in steps(folder) if step_of(path) > progress.step):
         discard(later)  # it was damaged, or the run would not be here again; kept, it would push out a whole one
-    remove_surplus(folder, progress, keep)
+    remove_surplus(folder, progress.step, progress.best, keep)
     return path
 
 
-def remove_surplus(folder: Path, progress: Progress, keep: int) -> None:
-    """Remove all checkpoints up to this progress but the newest `keep` and the best."""
-    best = progress.best.step if progress.best else None
-    for old in [path for path in steps(folder) if step_of(path) <= progress.step][:-keep]:
-        if step_of(old) != best:
+def remove_surplus(folder: Path, step: int, best: Best | None, keep: int) -> None:
+    """Remove all checkpoints up to `step` but the newest `keep` and the best."""
+    for old in [path for path in steps(folder) if step_of(path) <= step][:-keep]:
+        if best is None or step_of(old) != best.step:
             discard(old)
 
 

@@ -136,6 +136,7 @@ class Trainer:
             caught_signals() as caught,
             Saver(self.job.checkpoints, train.keep_checkpoints, self._saved) as self.saver,
         ):
+            checkpoints.remove_surplus(self.job.checkpoints, self.step, self.best, train.keep_checkpoints)
             self._announce()
             if self.step == 0:
                 self._evaluate()
@@ -327,7 +328,6 @@ class Trainer:
         self.optimizers.load_tensors(state)
         self.step, self.position = progress.step, position
         self.best = checkpoints.known_best(self.job.checkpoints, progress)
-        checkpoints.remove_surplus(self.job.checkpoints, progress, self.job.train.keep_checkpoints)
 
 
 def _due(step: int, every: int) -> bool:

@@ -9,11 +9,11 @@ import torch
 
 from shards import CorruptError, DiskError
 from train import checkpoint as checkpoints
-from train.checkpoint import Checkpoint, Progress, load_latest, save
+from train.checkpoint import Best, Checkpoint, Progress, better, load_best, load_latest, remove_surplus, save, steps
 from train.windows import LoaderState
 
 
-def make(step: int) -> Checkpoint:
+def make(step: int, best: Best | None = None) -> Checkpoint:
     progress = Progress(
         step=step,
         tokens=step * 10,
@@ -22,6 +22,7 @@ def make(step: int) -> Checkpoint:
         ),
         recipe="00" * 32,
         parts=1,
+        best=best,
     )
     generator = torch.Generator().manual_seed(step)
     weights = {"a": torch.randn(20, 30, generator=generator), "b": torch.randn(5, generator=generator)}
@@ -39,6 +40,75 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
     for before, after in ((expected.model, found.model), (expected.state, found.state)):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def names(folder: Path) -> list[int]:
+    return [checkpoints.step_of(path) for path in steps(folder)]
+
+
+def test_the_best_outlives_the_newest(tmp_path: Path) -> None:
+    best = Best(10, 2.5, 640)
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, make(step, best if step >= 10 else None), keep=2)
+    assert names(tmp_path) == [10, 20, 25]
+    found = load_best(tmp_path)
+    assert found is not None and found.step == 10
+    save(tmp_path, make(30, Best(30, 2.0, 640)), keep=2)
+    assert names(tmp_path) == [25, 30]
+
+
+def test_better_is_lower_over_the_same_tokens() -> None:
+    first = Best(10, 2.5, 640)
+    assert better(None, first) == first
+    assert better(first, Best(20, 2.6, 640)) == first
+    assert better(first, Best(20, 2.5, 640)) == first
+    assert better(first, Best(20, 2.4, 640)).step == 20
+    assert better(first, Best(20, 2.6, 6400)).step == 20
+
+
+def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    save(tmp_path, make(5), keep=2)
+    (save(tmp_path, make(10), keep=2) / "state.json").write_bytes(b"{}")
+    save(tmp_path, make(7), keep=1)  # the run went on from 5, and a signal ended it
+    assert names(tmp_path) == [7]
+    found = load_latest(tmp_path)
+    assert found is not None and found.step == 7
+
+
+def test_a_start_removes_what_a_killed_save_did_not(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save(tmp_path, make(step), keep=9)
+    remove_surplus(tmp_path, 20, Best(5, 1.0, 640), keep=1)
+    assert names(tmp_path) == [5, 20]
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_a_damaged_best_gives_way_to_the_newest_loudly(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = Best(5, 2.5, 640)
+    file = save(tmp_path, make(5, best), keep=1) / "model.safetensors"
+    newest = make(20, best)
+    save(tmp_path, newest, keep=1)
+    assert checkpoints.known_best(tmp_path, newest.progress) == best
+    if damage == "flip":
+        file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    else:
+        file.unlink()
+    with caplog.at_level(logging.WARNING):
+        found = load_best(tmp_path)
+    assert found is not None and found.step == 20
+    assert "the best checkpoint is damaged; it is best no more" in caplog.text
+    assert "using the newest, step 20" in caplog.text
+    assert checkpoints.known_best(tmp_path, newest.progress) is None
+
+
+def test_a_list_of_hashes_with_a_line_too_many(tmp_path: Path) -> None:
+    path = save(tmp_path, make(5), keep=1)
+    with (path / "SHA256SUMS").open("a") as sums:
+        sums.write("\n")
+    with pytest.raises(CorruptError, match="SHA256SUMS: more or less than the lines of"):
+        checkpoints.load(path)
 
 
 def test_sha256sum_can_check_it(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from harness import command, millpond
 
-from shards import RefusedError
+from shards import OutOfTime, RefusedError
+from train.checkpoint import Best, load_best, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.loop import Job, Trainer
 from train.metrics import read_rows
@@ -122,6 +123,63 @@ def test_a_run_that_diverges_stops_before_it_is_saved(
         trainer.run()
     assert "null" not in (tmp_path / "metrics.jsonl").read_text()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def evaluations(path: Path) -> dict[int, float]:
+    return {row["step"]: row["val_loss"] for row in rows(path) if row.get("val_loss") and row["step"]}
+
+
+def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    """At a rate that undoes what was learned, the best is not the last; it was saved though no save was due."""
+    wanted = job(tiny_folder, tmp_path, steps=40, eval_every=4, checkpoint_every=40, keep_checkpoints=1)
+    wanted = wanted._replace(optim=OptimConfig(name="adamw", lr=0.3, schedule="constant", warmup_steps=0))
+    whole = Trainer(wanted, lambda *_: None).run()
+    losses = evaluations(tmp_path / "metrics.jsonl")
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 40
+    assert whole.best == Best(best, losses[best], whole.evaluation.tokens)
+    assert [step_of(path) for path in steps(tmp_path / "checkpoints")] == [best, 40]
+    found = load_best(tmp_path / "checkpoints")
+    assert found is not None and found.step == best
+
+    again = wanted._replace(checkpoints=tmp_path / "again", metrics=tmp_path / "b", samples=tmp_path / "c")
+    with pytest.raises(Stopped):
+        Trainer(again, stop_at(best + 1, "log")).run()
+    assert Trainer(again, lambda *_: None).run() == whole
+    assert [step_of(path) for path in steps(tmp_path / "again")] == [best, 40]
+
+
+def test_a_damaged_best_is_best_no_more(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wanted = job(tiny_folder, tmp_path)
+    with pytest.raises(Stopped):
+        Trainer(wanted, stop_at(11, "log")).run()
+    assert Trainer(wanted, lambda *_: None).best is not None
+    (tmp_path / "checkpoints" / "step-000008" / "model.safetensors").write_bytes(b"")
+    assert Trainer(wanted, lambda *_: None).best is None
+    assert "the best checkpoint is damaged" in caplog.text
+
+
+def test_time_that_is_up(tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
+    for step in (1, 2):
+        with pytest.raises(OutOfTime, match=f"time is up: saved at step {step} of 24"):
+            Trainer(job(tiny_folder, tmp_path), lambda *_: None).run(until=time.monotonic())
+        assert step_of(steps(tmp_path / "checkpoints")[-1]) == step
+    result = Trainer(job(tiny_folder, tmp_path), lambda *_: None).run(until=time.monotonic() + 3600)
+    root, weights = undisturbed
+    assert result.weights_sha256 == weights
+    assert rows(tmp_path / "metrics.jsonl") == rows(root / "metrics.jsonl")
+
+
+def test_max_hours(tiny_toml: Path, tmp_path: Path) -> None:
+    options = ("--name", "night", "--home", tmp_path, "--set", "train.steps=3")
+    done = millpond("train", tiny_toml, *options, "--max-hours", "1e-6")
+    assert done.returncode == 75, done.stderr
+    assert "stopped: time is up: saved at step 1 of 3\nrun the same command again to go on\n" in done.stderr
+    assert millpond("train", tiny_toml, *options, "--max-hours", "1").returncode == 0
+    numbers = json.loads((tmp_path / "runs" / "night" / "receipt.json").read_text())["result"]
+    assert numbers["best_step"] == 3 and numbers["best_val_loss"] == numbers["val_loss"]
+    for verb in ("evaluate", "sample"):
+        assert millpond(verb, "night", "--best", "--tokens", "40", "--home", tmp_path).returncode == 0
 
 
 def final(home: Path, name: str) -> tuple[list[dict[str, Any]], str]:

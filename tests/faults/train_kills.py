@@ -1,0 +1,205 @@
+"""One training of 40 steps, killed at every step and at every call of every save that changes the disk.
+
+    python -P tests/faults/train_kills.py --count 200
+
+A point is a step boundary, the n-th call of the k-th save that makes, syncs, renames or removes something, or a byte
+of a file at which its writing breaks off. Each point has a run of its own: it is killed there, run again to its end,
+and its losses, samples and final weights are compared bit for bit with those of a run that nobody disturbed. The runs
+are forked from one warm interpreter, which has started no thread and computed nothing.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import torch._dynamo  # noqa: F401  # loaded by what lays a model out on the meta device; once here, not in every run
+from harness import TINY, litter, pipeline_of, stdlib_texts
+
+import prepare.build
+import prepare.corpora  # noqa: F401
+from pipeline.config import Recipe, load
+from train import checkpoint
+from train.loop import Trainer
+from train.metrics import read_rows
+
+STEPS = 40
+SETTINGS = (
+    f"train.steps={STEPS}",
+    "train.checkpoint_every=3",
+    "train.eval_every=8",
+    "train.sample_every=10",
+    "train.log_every=1",
+    "model.n_layer=1",
+    "model.dropout=0.1",
+    'optim.name="muon"',
+)
+CLOCK = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
+CALLS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open"}  # as Python's audit events call them
+Point = tuple[str, int, int]  # ("step", step, 0), ("call", save, call) or ("byte", save, byte), counted from 1
+
+
+class Deadly:
+    """Counts what a run does, and ends the process in the middle of it at `point`."""
+
+    def __init__(self, point: Point | None) -> None:
+        self.point = point
+        self.saves = self.calls = 0
+        self.found: list[Point] = []
+        write, fsync, save, check = checkpoint._write, os.fsync, checkpoint.save, Trainer._ending
+
+        def saved(*arguments: Any) -> Path:
+            self.saves, self.calls = self.saves + 1, 0
+            return save(*arguments)
+
+        def written(tensors: Any, path: Path) -> None:
+            if path.name.startswith("model"):
+                self.found.append(("byte", self.saves, 4096))
+            if self.point and self.point[:2] == ("byte", self.saves):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (self.point[2], resource.RLIM_INFINITY))
+            write(tensors, path)
+
+        def synced(descriptor: int) -> None:
+            self._called()
+            fsync(descriptor)
+
+        def stepped(trainer: Trainer, *arguments: Any) -> Any:
+            self._reached(("step", trainer.step, 0))
+            return check(trainer, *arguments)
+
+        checkpoint.save, checkpoint._write, os.fsync = saved, written, synced  # type: ignore[assignment]
+        Trainer._ending = stepped  # type: ignore[method-assign]
+        sys.addaudithook(self._heard)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # past its limit the kernel ends the process at that very byte
+
+    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event != "open" or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if event in CALLS and writes:
+            self._called()
+
+    def _called(self) -> None:
+        if threading.current_thread().name == "saver":
+            self.calls += 1
+            self._reached(("call", self.saves, self.calls))
+
+    def _reached(self, point: Point) -> None:
+        self.found.append(point)
+        if point == self.point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Gate:
+    """The runs of one recipe under one home."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.home, self.scratch = scratch / "home", scratch
+        self.recipe = recipe(scratch)
+        self.faults: list[str] = []
+        self.kills: Counter[str] = Counter()
+        self.points: list[Point] = []
+        status = self._forked(lambda: self._train("calm", None))
+        if status != 0:
+            raise SystemExit(f"the undisturbed run failed:\n{(scratch / 'log').read_text()}")
+        self.points = sorted({tuple(point) for point in json.loads((scratch / "points").read_text())})
+        self.right = self._end_of("calm")
+
+    def strike(self, point: Point) -> None:
+        """Kill a run at `point`, run it again, compare."""
+        name = "-".join(map(str, point))
+        killed = self._forked(lambda: self._train(name, point))
+        if killed not in (signal.SIGKILL, signal.SIGXFSZ):
+            self.faults.append(f"{name}: it was not killed: status {killed}")
+            return
+        self.kills[point[0]] += 1
+        again = self._forked(lambda: self._train(name, None))
+        if again != 0:
+            self.faults.append(f"{name}: run again it ended with status {again}")
+        elif self._end_of(name) != self.right:
+            self.faults.append(f"{name}: its end is not that of an undisturbed run")
+        elif left := litter(self.home / "runs" / name):
+            self.faults.append(f"{name}: litter: {left}")
+
+    def _train(self, name: str, point: Point | None) -> None:
+        deadly = Deadly(point)
+        pipeline_of(self.recipe, self.home).train(name)
+        (self.scratch / "points").write_text(json.dumps(deadly.found))
+
+    def _end_of(self, name: str) -> dict[str, Any]:
+        run = self.home / "runs" / name
+        rows = [
+            [{key: value for key, value in row.items() if key not in CLOCK} for row in read_rows(run / file)]
+            for file in ("metrics.jsonl", "samples.jsonl")
+        ]
+        newest = checkpoint.load_latest(run / "checkpoints")
+        assert newest is not None and newest.step == STEPS
+        kept = [path.name for path in checkpoint.steps(run / "checkpoints")]
+        sums = [(run / "checkpoints" / each / checkpoint.SUMS).read_text() for each in kept]
+        return {
+            "rows": rows,
+            "kept": kept,
+            "sums": sums,
+            "result": json.loads((run / "receipt.json").read_text())["result"],
+        }
+
+    def _forked(self, do: Callable[[], None]) -> int:
+        """The signal that ended the child, or its exit status."""
+        child = os.fork()
+        if child == 0:
+            try:
+                log = os.open(self.scratch / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                do()
+            except BaseException as error:
+                os.write(2, repr(error).encode())
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def recipe(scratch: Path) -> Recipe:
+    """The tiny recipe over the standard library's docstrings, prepared under `scratch`/home by a child."""
+    texts, toml = scratch / "texts.jsonl", scratch / "killed.toml"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in stdlib_texts()[:600]))
+    toml.write_text(TINY.format(files=texts))
+    return load(str(toml), SETTINGS)[1]
+
+
+def spread(points: list[Point], count: int) -> list[Point]:
+    """`count` of the points, evenly; all when there are fewer."""
+    return points if count >= len(points) else [points[i * len(points) // count] for i in range(count)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="points, spread evenly over all [default: 200]")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        gate = Gate(Path(name))
+        points = spread(gate.points, options.count)
+        for i, point in enumerate(points, 1):
+            gate.strike(point)
+            if i % 20 == 0:
+                print(f"{i} of {len(points)}, {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{len(gate.points)} points, {gate.kills.total()} of them killed: {dict(gate.kills)}, ", end="")
+        print(f"{len(gate.faults)} different, {time.perf_counter() - began:.0f} s")
+        for fault in gate.faults:
+            print(f"FAULT: {fault}")
+    return 1 if gate.faults or gate.kills.total() < min(options.count, len(gate.points)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ over them all, which `sha256sum -c` reads. Nothing is pickled. The newest are ke
 import errno
 import hashlib
 import logging
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -175,8 +176,9 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:  # it hides the operating system's reason in its text
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
 
 
 def _sums(path: Path) -> bytes:

@@ -130,13 +130,19 @@ def evaluations(path: Path) -> dict[int, float]:
 
 
 def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
-    """At a rate that undoes what was learned, the best is not the last; it was saved though no save was due."""
+    """Something spoils the model at step 30, so the best is not the last; it was saved though no save was due."""
+
+    def spoil(event: str, row: dict[str, Any]) -> None:
+        if event == "log" and row["step"] == 30:
+            for weight in trainer.model.parameters():
+                weight.data += 0.5
+
     wanted = job(tiny_folder, tmp_path, steps=40, eval_every=4, checkpoint_every=40, keep_checkpoints=1)
-    wanted = wanted._replace(optim=OptimConfig(name="adamw", lr=0.3, schedule="constant", warmup_steps=0))
-    whole = Trainer(wanted, lambda *_: None).run()
+    trainer = Trainer(wanted, spoil)
+    whole = trainer.run()
     losses = evaluations(tmp_path / "metrics.jsonl")
     best = min(losses, key=lambda step: losses[step])
-    assert best != 40
+    assert best == 28
     assert whole.best == Best(best, losses[best], whole.evaluation.tokens)
     assert [step_of(path) for path in steps(tmp_path / "checkpoints")] == [best, 40]
     found = load_best(tmp_path / "checkpoints")
@@ -145,7 +151,8 @@ def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
     again = wanted._replace(checkpoints=tmp_path / "again", metrics=tmp_path / "b", samples=tmp_path / "c")
     with pytest.raises(Stopped):
         Trainer(again, stop_at(best + 1, "log")).run()
-    assert Trainer(again, lambda *_: None).run() == whole
+    trainer = Trainer(again, spoil)
+    assert trainer.run() == whole
     assert [step_of(path) for path in steps(tmp_path / "again")] == [best, 40]
 
 

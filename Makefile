@@ -5,6 +5,7 @@ PYTHON ?= python3
 PROMPT ?= The
 
 millpond := .venv/bin/millpond
+hours := $(if $(MAXHOURS),--max-hours "$(MAXHOURS)")
 settings := $(foreach setting,$(SET),--set '$(setting)')
 
 .DEFAULT_GOAL := help
@@ -21,8 +22,8 @@ prepare: $(millpond) ## Text in, verified token shards out
 plan: $(millpond) ## What preparing takes, before it begins
 	@$(millpond) plan "$(CONFIG)" $(settings)
 
-train: $(millpond) ## Prepare what is missing, train, evaluate, print samples
-	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(settings)
+train: $(millpond) ## Prepare what is missing, train, evaluate, print samples (MAXHOURS=8 saves and stops)
+	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(hours) $(settings)
 
 evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
 	@$(millpond) evaluate "$(RUN)"

@@ -148,8 +148,7 @@ class Trainer:
                 self.step += 1
                 self.position = loader.position
                 last = self.step == self.steps
-                ending = None if last else self._ending(caught, until)
-                if reason := self.rollback.due(self.step, stopping=ending is not None):
+                if reason := self.rollback.due(self.step, stopping=self._ending(caught, until) is not None):
                     self._roll_back(loader, reason)
                     continue
                 if self.step % train.log_every == 0 or last:
@@ -159,6 +158,7 @@ class Trainer:
                         self._evaluate()
                     if _due(self.step, train.sample_every) or last:
                         self._sample()
+                    ending = None if last else self._ending(caught, until)
                     is_best = self.best is not None and self.best.step == self.step
                     if self.rollback.saves or last or is_best or ending:
                         self._save()
@@ -261,7 +261,7 @@ class Trainer:
         found = self._measure()
         if not math.isfinite(found.loss):
             self.rollback.refuse(self.step, "the validation loss is not a number")
-        if self.step:  # a model that has learned nothing is no best one
+        if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
             self.best = checkpoints.better(self.best, Best(self.step, found.loss, found.tokens))
         row: Row = {
             "step": self.step,

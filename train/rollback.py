@@ -23,12 +23,14 @@ class Rollback:
     """Watches a run's skipped steps and its weights, says when to go back, and keeps count of how often it did.
 
     After `due()`, `saves` says whether this step's checkpoint is to be published: not in the middle of skipped steps,
-    where nobody gains from going back to; the first step that is taken again brings what was owed.
+    where nobody gains from going back to; the first step that is taken again brings what was owed. Nor is an evaluation
+    in the middle of them (`calm` is false) one to be kept.
     """
 
     def __init__(self, guard: Guard, model: Model, optim: OptimConfig, train: TrainConfig, ramp: Ramp) -> None:
         self._guard, self._model, self._optim, self._train, self._ramp = guard, model, optim, train, ramp
         self.saves = self._owes_save = False
+        self.calm = True  # the newest step that was looked at was taken
         self._count = 0  # since the newest checkpoint; a run that is killed goes back to it and counts again
 
     def due(self, step: int, *, stopping: bool) -> str:
@@ -43,11 +45,12 @@ class Rollback:
         if not (trusts or _due(step, train.log_every)):
             return ""
         skipped = self._guard.in_a_row()
+        self.calm = not skipped
         if trusts and not self._weights_are_finite():
             return "a weight is not a number any more"
         if 0 < train.rollback_after <= skipped and not stopping:
             return f"{skipped} steps in a row were skipped: their loss or gradient was no number, or a spike"
-        self.saves, self._owes_save = saves and not skipped, saves and skipped > 0
+        self.saves, self._owes_save = saves and self.calm, saves and not self.calm
         return ""
 
     def begin(self, step: int, reason: str, *, possible: bool) -> None:

@@ -39,7 +39,6 @@ def make(step: int) -> Checkpoint:
         data=data,
         recipe="00" * 32,
         parts=1,
-        logged_steps=0,
         best=Best(step, 1 / step, 640),
     )
     weights = {"embed.weight": torch.randn(64, 64, generator=generator), "norm": torch.randn(64, generator=generator)}

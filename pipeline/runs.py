@@ -140,6 +140,7 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
     from train.evaluate import evaluate
     from train.fitting import best_fit
     from train.trained import load_trained
+    from train.windows import FolderWindows
 
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
@@ -150,15 +151,17 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
     began = time.perf_counter()
     device = pick_device()
     precision = resolve_precision(wanted.train, device)
-    stream, vocab_size = folder.stream("val"), folder.tokenizer.vocab_size
+    windows = FolderWindows.of(folder, "val", wanted.model.seq_len, 0, "sequential")
+    vocab_size = folder.tokenizer.vocab_size
     fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, device, wanted.fits)
     found = evaluate(
         trained.model,
-        stream,
+        windows,
         folder.tokenizer.byte_lengths,
-        tokens or len(stream),
+        tokens or windows.count * windows.seq_len,
         fit.eval_batch,
         lambda: autocast(device, precision),
+        document_mask=wanted.train.document_mask,
     )
     result: dict[str, Any] = {
         "run": name,

@@ -84,6 +84,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     compile: Annotated[Literal["auto", "on", "off"], Meta(extra=NOT_IDENTITY)] = "auto"  # auto = on for CUDA
     checkpoint_activations: Annotated[bool, Meta(extra=NOT_IDENTITY)] = False  # less memory, a third more time
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337
+    document_mask: bool = False  # attention never looks past the beginning of a token's own document
     order: Literal["shuffled", "sequential"] = "shuffled"  # of the windows; sequential is for debugging
     spike_z: Annotated[float, Meta(ge=0, le=1e6)] = 9.0  # skip a loss or gradient so many deviations up; 0 = off
     rollback_after: Annotated[int, Meta(ge=0, le=2**40)] = 10  # steps skipped in a row; 0 = never

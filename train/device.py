@@ -70,22 +70,22 @@ class OrEager:
     Each shape is compiled for itself, which takes a minute for a big model: call it with few.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self._eager = function
-        self._compiled: Callable[[Tensor], Tensor] | None = torch.compile(function, fullgraph=True, dynamic=False)
+        self._compiled: Callable[..., Tensor] | None = torch.compile(function, fullgraph=True, dynamic=False)
 
     @property
     def is_compiled(self) -> bool:
         """Whether nothing has failed yet."""
         return self._compiled is not None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`function` of `x`."""
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        """`function` of `inputs`."""
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         if self._compiled is not None:
             try:
-                return self._compiled(x)
+                return self._compiled(*inputs)
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 reason = " ".join(str(error).split("\n\n")[0].split())
                 logger.warning(
@@ -94,7 +94,7 @@ class OrEager:
                     reason,
                 )
                 self._compiled = None
-        return self._eager(x)
+        return self._eager(*inputs)
 
 
 def fitting_micro_batch(

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.reader import TokenStream
+from train.documents import ends_of
 from train.model import Model
-from train.windows import window_count
+from train.windows import FolderWindows
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +28,41 @@ class Evaluation(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: Model,
-    stream: TokenStream,
+    windows: FolderWindows,
     byte_lengths: NDArray[np.int64],
     eval_tokens: int,
     batch_size: int,
     autocast: Callable[[], AbstractContextManager[object]],
+    *,
+    document_mask: bool = False,
 ) -> Evaluation:
-    """The loss over the first `eval_tokens` targets of `stream` (whole windows, all if there are fewer), in order.
+    """The loss over the first `eval_tokens` targets of `windows` (whole ones, all if there are fewer), in their order.
 
-    `batch_size` windows at once, and half as many from where the memory runs out on.
+    `batch_size` windows at once, and half as many from where the memory runs out on. With `document_mask`, attention
+    ends where documents do.
     """
     seq_len = model.config.seq_len
     device = next(model.parameters()).device
-    windows = min(window_count(len(stream), seq_len), max(1, eval_tokens // seq_len))
+    last = min(windows.count, max(1, eval_tokens // seq_len))
     losses: list[torch.Tensor] = []  # of whole batches, left on the device: nothing waits for it before the end
     counts: list[int] = []
     nbytes = first = 0
     training = model.training
     model.eval()
-    while first < windows:
-        count = min(batch_size, windows - first)
-        rows = [stream.window((first + i) * seq_len, seq_len + 1) for i in range(count)]
-        tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+    while first < last:
+        count = min(batch_size, last - first)
+        rows = np.empty((count, seq_len + 1), windows.dtype)
+        windows.read(first, list(rows))
+        tokens, documents = torch.from_numpy(rows.astype(np.int64)), None
+        if document_mask:
+            boundaries = windows.boundaries(first, np.arange(count))
+            documents = torch.from_numpy(ends_of(boundaries, count, seq_len)).to(device)
         whole = count == batch_size or model.compiled_hidden is None
         # a rest has a shape of its own, and to compile it takes longer than to compute it
         stance = nullcontext() if whole else torch.compiler.set_stance("force_eager")
         try:
             with autocast(), stance:
-                losses.append(model.loss(tokens[:, :-1].to(device), tokens[:, 1:].to(device)))
+                losses.append(model.loss(tokens[:, :-1].to(device), tokens[:, 1:].to(device), documents))
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
@@ -67,4 +74,4 @@ def evaluate(
         first += count
     model.train(training)
     nats = (torch.stack(losses).cpu().double() * torch.tensor(counts)).sum().item()
-    return Evaluation(nats / (windows * seq_len), nats / math.log(2) / max(1, nbytes), windows * seq_len)
+    return Evaluation(nats / (last * seq_len), nats / math.log(2) / max(1, nbytes), last * seq_len)

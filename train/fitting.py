@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from shards.atomic import make_folder, publish_bytes
@@ -26,6 +27,7 @@ from train.device import (
     resolve_precision,
     wants_compile,
 )
+from train.documents import ends_of
 from train.loader import Batch
 from train.model import Model
 from train.optim import Optimizers
@@ -50,6 +52,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     compile: bool
     checkpoint_activations: bool
     sequences: int
+    document_mask: bool = False
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,6 +99,7 @@ def best_fit(
         compile=wants_compile(train, device),
         checkpoint_activations=train.checkpoint_activations,
         sequences=sequences,
+        document_mask=train.document_mask,
     )
     known = _read(cache)
     for each in known:
@@ -205,7 +209,7 @@ class _Trial:
             self.model.eval()
             with torch.no_grad(), self.stepper.autocast():
                 for _ in range(passes):
-                    self.model.loss(batch.inputs, batch.targets)
+                    self.model.loss(*batch)
 
         return self._rate(size, step, lambda: None)
 
@@ -216,7 +220,11 @@ class _Trial:
             self.model.compiled_hidden = OrEager(self.model.hidden)
         try:
             ids = torch.randint(self.model.vocab_size, (size, config.seq_len + 1), device=self.device)
-            batch = Batch(ids[:, :-1], ids[:, 1:])
+            documents = None
+            if self.train.document_mask:  # as many as text has, about: an end every 512 tokens
+                ends = ends_of(np.arange(0, size * config.seq_len, 512), size, config.seq_len)
+                documents = torch.from_numpy(ends).to(self.device)
+            batch = Batch(ids[:, :-1], ids[:, 1:], documents)
             for _ in range(self.WARM):
                 run(batch, self.WARM)
                 after()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.documents import ends_of
 from train.slots import CudaSlot, SideStream, Slot
 from train.windows import LoaderState, Windows
 
@@ -27,23 +28,15 @@ AHEAD = 4  # batches announced to a disk that is slow: 20 to 40 times the speed 
 COLD = 256  # batches for which a disk is taken to be slow, once it was: announcing costs 1 us a window, as a copy does
 
 
-class Documents(NamedTuple):
-    """Where documents end in a micro-batch, as flash-attention's varlen functions take it.
-
-    `cu_seqlens`: (pieces + 1,) int32 on the device, from 0 to B * T: every window end, and every place in the flattened
-    inputs where a document begins. `max_seqlen`: the longest piece.
-    """
-
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-
-
 class Batch(NamedTuple):
-    """`inputs` and `targets`, each (B, T) int64 on the device; targets are the inputs one token later."""
+    """`inputs` and `targets`, each (B, T) int64 on the device; targets are the inputs one token later.
+
+    `documents` says where documents end, as documents.py has it: (pieces + 1,) int32 on the device.
+    """
 
     inputs: torch.Tensor
     targets: torch.Tensor
-    documents: Documents | None = None
+    documents: torch.Tensor | None = None
 
 
 class Stats(NamedTuple):
@@ -144,11 +137,11 @@ class TokenLoader:
             self._queue_wait += time.perf_counter() - began
             return slot
 
-    def _deliver_documents(self, boundaries: NDArray[np.int32]) -> Documents:
+    def _deliver_documents(self, boundaries: NDArray[np.int32]) -> torch.Tensor:
         ends = torch.from_numpy(boundaries)
         if self._side:
             ends = ends.pin_memory()  # torch's own pool, which keeps it until the copy is done
-        return Documents(ends.to(self._device, non_blocking=True), int(np.diff(boundaries).max()))
+        return ends.to(self._device, non_blocking=True)
 
     def _run(self) -> None:
         try:
@@ -171,14 +164,11 @@ class TokenLoader:
             if (found := _reads_waited_for()) > faults:
                 faults, cold_until = found, position + COLD * stride
             if self._documents:
-                slot.boundaries = self._cumulative(windows.boundaries(position, np.arange(count)))
+                boundaries = windows.boundaries(position, np.arange(count))
+                slot.boundaries = ends_of(boundaries, count, windows.seq_len)
             slot.send()
             self._filled.put(slot)
             position += stride
-
-    def _cumulative(self, boundaries: NDArray[np.int64]) -> NDArray[np.int32]:
-        ends = np.arange(self._batch_size + 1) * self.windows.seq_len
-        return np.unique(np.concatenate([ends, boundaries])).astype(np.int32)
 
 
 def _reads_waited_for() -> int:

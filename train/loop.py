@@ -97,6 +97,7 @@ class Trainer:
                     f"prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
                 )
         self.windows = FolderWindows.of(self.folder, "train", job.model.seq_len, job.train.seed, job.train.order)
+        self.validation = FolderWindows.of(self.folder, "val", job.model.seq_len, 0, "sequential")
         self.fit = best_fit(job.model, job.optim, job.train, vocab_size, self.device, job.fits)
         self.micro_batch = self.fit.micro_batch
         torch.manual_seed(job.train.seed)
@@ -132,7 +133,13 @@ class Trainer:
         with (
             RowLog(self.job.metrics, last_step) as self.metrics,
             RowLog(self.job.samples, last_step) as self.samples,
-            TokenLoader(self.windows, self.micro_batch, position=self.position, device=self.device) as loader,
+            TokenLoader(
+                self.windows,
+                self.micro_batch,
+                position=self.position,
+                device=self.device,
+                documents=train.document_mask,
+            ) as loader,
             caught_signals() as caught,
             Saver(self.job.checkpoints, train.keep_checkpoints, self._saved) as self.saver,
         ):
@@ -250,11 +257,12 @@ class Trainer:
     def _measure(self) -> Evaluation:
         return evaluate(
             self.model,
-            self.folder.stream("val"),
+            self.validation,
             self.folder.tokenizer.byte_lengths,
             self.job.train.eval_tokens,
             self.fit.eval_batch,
             self._autocast,
+            document_mask=self.job.train.document_mask,
         )
 
     def _evaluate(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from train.config import ModelConfig
+from train.documents import attend, attended
 from train.loss import linear_cross_entropy
 
 VOCAB_MULTIPLE = 64  # tensor cores want it; the rows past the vocabulary are never seen, nor counted
@@ -48,15 +49,15 @@ class Attention(nn.Module):
         self.q_norm = nn.Identity() if gpt2 else norm(config, head_width)
         self.k_norm = nn.Identity() if gpt2 else norm(config, head_width)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D). `seen` is what documents.attended made, or None."""
         B, T, D = x.shape
         q = self.q_norm(self.q(x).view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, H, T, K)
         k = self.k_norm(self.k(x).view(B, T, self.n_head, -1)).transpose(1, 2)
         v = self.v(x).view(B, T, self.n_head, -1).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        y = attend(q, k, v, seen, self.dropout if self.training else 0.0)
         return self.o(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
@@ -93,9 +94,9 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, seen))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
 
@@ -105,7 +106,7 @@ class Model(nn.Module):
     rope_cos: Tensor
     rope_sin: Tensor
     checkpoint_activations = False  # keep only what enters each block, and compute the rest again in the backward pass
-    compiled_hidden: Callable[[Tensor], Tensor] | None = None  # hidden(), compiled: for what is called in few shapes
+    compiled_hidden: Callable[..., Tensor] | None = None  # hidden(), compiled: for what is called in few shapes
 
     def __init__(self, config: ModelConfig, vocab_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -126,8 +127,8 @@ class Model(nn.Module):
             self.register_buffer("rope_sin", angles.sin(), persistent=False)
         (self._initialise if config.init == "family" else self._initialise_as_torch)(generator)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, D): what the head reads."""
+    def hidden(self, ids: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, T) int64 -> (B, T, D): what the head reads. `seen` is what documents.attended made, or None."""
         T = ids.shape[1]
         assert self.config.seq_len >= T
         x = self.embed(ids)
@@ -139,19 +140,27 @@ class Model(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, use_reentrant=False)
+                x = checkpoint(block, x, rope, seen, use_reentrant=False)
             else:
-                x = block(x, rope)
+                x = block(x, rope, seen)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, V) logits."""
-        return F.linear(self.hidden(ids), self._table)[..., : self.vocab_size]
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """(B, T) int64 -> (B, T, V) logits. With `documents`, as in documents.py, no token looks into another one."""
+        return F.linear(self.hidden(ids, self._seen(ids, documents)), self._table)[..., : self.vocab_size]
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """(B, T) and (B, T) int64 -> () fp32: the mean cross-entropy in nats."""
-        hidden = (self.compiled_hidden or self.hidden)(inputs)
+    def loss(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """(B, T) and (B, T) int64 -> () fp32: the mean cross-entropy in nats. `documents` as in forward."""
+        hidden = (self.compiled_hidden or self.hidden)(inputs, self._seen(inputs, documents))
         return linear_cross_entropy(hidden.flatten(0, 1), self._table, targets.flatten(), self.vocab_size)
+
+    def _seen(self, ids: Tensor, documents: Tensor | None) -> Tensor | None:
+        """Outside of what is compiled, which could not ask the card what it has."""
+        if documents is None:
+            return None
+        dropout = self.config.dropout if self.training else 0.0
+        sequences, seq_len = ids.shape
+        return attended(documents, sequences, seq_len, self.config.d_model // self.config.n_head, dropout)
 
     @property
     def _table(self) -> Tensor:

@@ -5,13 +5,14 @@ the same.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
 from shards.errors import HostError
+from train.documents import of_rows
 from train.guard import Guard
 from train.loader import Batch
 from train.model import Model
@@ -75,7 +76,7 @@ class Stepper:
     def learn(self, batch: Batch, share: float = 1.0) -> torch.Tensor:
         """Add the gradients of one micro-batch, which is `share` of a step; returns that share of its mean loss."""
         with self.autocast():
-            loss = self.model.loss(batch.inputs, batch.targets) * share
+            loss = self.model.loss(batch.inputs, batch.targets, batch.documents) * share
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -117,9 +118,8 @@ class Stepper:
         """Learn from `batches` and add their losses to `total`; False when the memory ran out in the middle of it."""
         try:
             for batch in batches:
-                size = len(batch.inputs) // self.pieces
-                for piece in zip(torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True):
-                    total += self.learn(Batch(*piece), 1 / (accumulation * self.pieces))
+                for piece in _cut(batch, self.pieces):
+                    total += self.learn(piece, 1 / (accumulation * self.pieces))
         except torch.OutOfMemoryError:
             return False  # what the broken pass still held is let go with its frames, before the next try
         return True
@@ -142,6 +142,16 @@ class Stepper:
             now,
             smaller,
         )
+
+
+def _cut(batch: Batch, pieces: int) -> Iterator[Batch]:
+    """The rows of `batch` in so many equal pieces."""
+    sequences, seq_len = batch.inputs.shape
+    size = sequences // pieces
+    for first in range(0, sequences, size):
+        rows = slice(first, first + size)
+        documents = None if batch.documents is None else of_rows(batch.documents, first, size, seq_len)
+        yield Batch(batch.inputs[rows], batch.targets[rows], documents)
 
 
 class _Together:

@@ -114,6 +114,20 @@ def test_evaluate(home: Path) -> None:
     assert "nats/token" in words.stdout and "context 32" in words.stdout
 
 
+def test_document_masks_are_one_line_of_the_recipe(home: Path, tiny_toml: Path) -> None:
+    options = ("--home", home, "--name", "masked", "--set", "train.document_mask=true", "--set", "train.steps=10")
+    done = run("train", tiny_toml, *options)
+    assert done.exit_code == 0, done.stderr
+    plain = run("train", tiny_toml, "--home", home, "--name", "plain", "--set", "train.steps=10")
+    assert plain.exit_code == 0, plain.stderr
+    ends = [json.loads((home / "runs" / name / "receipt.json").read_text())["result"] for name in ("masked", "plain")]
+    assert ends[0]["weights_sha256"] != ends[1]["weights_sha256"]
+    found = json.loads(run("evaluate", "masked", "--tokens", 2048, "--json", "--home", home).stdout)
+    assert found["val_loss"] == ends[0]["val_loss"]
+    unmasked = run("train", tiny_toml, *options[:4], "--set", "train.steps=10")
+    assert "  train.document_mask: True -> False" in refused(unmasked, 1)
+
+
 def test_sample(home: Path) -> None:
     first = run("sample", "tiny", "--prompt", "Return the", "--tokens", 20, "--home", home)
     assert first.exit_code == 0

@@ -13,6 +13,7 @@ from train.config import ModelConfig
 from train.evaluate import evaluate
 from train.model import Model
 from train.sample import generate
+from train.windows import FolderWindows
 
 CONFIG = ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32)
 
@@ -23,10 +24,15 @@ def model() -> Model:
     return Model(CONFIG, 512)
 
 
+def windows_of(folder: TokenFolder) -> FolderWindows:
+    return FolderWindows.of(folder, "val", CONFIG.seq_len, 0, "sequential")
+
+
 def test_against_one_window_at_a_time(tiny_folder: Path, model: Model) -> None:
     folder = TokenFolder(tiny_folder)
-    stream, lengths = folder.stream("val"), folder.tokenizer.byte_lengths
-    found = evaluate(model, stream, lengths, 32 * 50 + 31, 7, nullcontext)
+    windows, lengths = windows_of(folder), folder.tokenizer.byte_lengths
+    stream = folder.stream("val")
+    found = evaluate(model, windows, lengths, 32 * 50 + 31, 7, nullcontext)
     nats, nbytes = 0.0, 0
     for window in range(50):
         tokens = torch.from_numpy(stream.window(window * 32, 33).astype(np.int64))[None]
@@ -40,22 +46,21 @@ def test_against_one_window_at_a_time(tiny_folder: Path, model: Model) -> None:
 
 def test_batch_size_does_not_matter(tiny_folder: Path, model: Model) -> None:
     folder = TokenFolder(tiny_folder)
-    stream, lengths = folder.stream("val"), folder.tokenizer.byte_lengths
-    found = [evaluate(model, stream, lengths, 3200, size, nullcontext).loss for size in (1, 9, 100)]
+    windows, lengths = windows_of(folder), folder.tokenizer.byte_lengths
+    found = [evaluate(model, windows, lengths, 3200, size, nullcontext).loss for size in (1, 9, 100)]
     assert found == pytest.approx([found[0]] * 3, abs=1e-6)
 
 
 def test_all_there_is(tiny_folder: Path, model: Model) -> None:
     folder = TokenFolder(tiny_folder)
-    stream = folder.stream("val")
-    found = evaluate(model, stream, folder.tokenizer.byte_lengths, 10**12, 64, nullcontext)
-    assert found.tokens == (len(stream) - 1) // 32 * 32
+    found = evaluate(model, windows_of(folder), folder.tokenizer.byte_lengths, 10**12, 64, nullcontext)
+    assert found.tokens == (len(folder.stream("val")) - 1) // 32 * 32
 
 
 def test_evaluating_and_sampling_leave_the_run_alone(tiny_folder: Path, model: Model) -> None:
     folder = TokenFolder(tiny_folder)
     before = torch.get_rng_state()
-    evaluate(model, folder.stream("val"), folder.tokenizer.byte_lengths, 320, 4, nullcontext)
+    evaluate(model, windows_of(folder), folder.tokenizer.byte_lengths, 320, 4, nullcontext)
     text = generate(model, folder.tokenizer, "The", 10)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
@@ -78,18 +83,18 @@ def test_memory_that_runs_out_is_met_with_smaller_batches(
     tiny_folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = TokenFolder(tiny_folder)
-    stream, lengths = folder.stream("val"), folder.tokenizer.byte_lengths
-    expected = evaluate(model, stream, lengths, 3200, 9, nullcontext)
+    windows, lengths = windows_of(folder), folder.tokenizer.byte_lengths
+    expected = evaluate(model, windows, lengths, 3200, 9, nullcontext)
     whole, sizes = model.loss, []
 
-    def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(inputs: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
         sizes.append(len(inputs))
         if len(inputs) > 30:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(inputs, targets)
+        return whole(inputs, *rest)
 
     monkeypatch.setattr(model, "loss", loss)
-    found = evaluate(model, stream, lengths, 3200, 64, nullcontext)
+    found = evaluate(model, windows, lengths, 3200, 64, nullcontext)
     assert sizes == [64, 32, 16, 16, 16, 16, 16, 16, 4]
     assert (found.tokens, found.bpb) == (expected.tokens, pytest.approx(expected.bpb, rel=1e-6))
     assert found.loss == pytest.approx(expected.loss, abs=1e-6)

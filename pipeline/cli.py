@@ -124,7 +124,7 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Compare every byte of the token folder with its manifest."""
     pipeline = _pipeline(config, settings, home)[1]
-    pipeline.verify(pipeline.given() or pipeline.tokenize(pipeline.fetch()), force=force)
+    pipeline.prepare(force_verify=force)
 
 
 @main.command()
@@ -168,6 +168,8 @@ def evaluate(run: str, tokens: int, best: bool, as_json: bool, home: Path) -> No
         f"{run}, step {found['step']:,}: {found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
         f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
     )
+    for folder, loss in found.get("val_loss_by_folder", {}).items():
+        click.echo(f"  {folder}: {loss:.4f} nats/token")
 
 
 @main.command()

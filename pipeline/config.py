@@ -85,7 +85,17 @@ def _set(data: dict[str, Any], setting: str) -> None:
     fields = data.setdefault(table, {})
     if not isinstance(fields, dict):
         raise ConfigError(f"--set {setting}: {table} is no table of fields", f"write [{table}] above its fields")
-    fields[field] = value
+    field, nested, entry = field.partition(".")
+    if not nested:
+        fields[field] = value
+    elif isinstance(entries := fields.setdefault(field, {}), dict):
+        entries[entry] = value
+    else:
+        raise ConfigError(
+            f"--set {setting}: {table}.{field} has a value already, and no names below it",
+            "only a table, as tokens.mix is, has names below it",
+            f"--set {table}.{field}=VALUE; for a table {{NAME=VALUE}}",
+        )
 
 
 def _convert(data: dict[str, Any], where: str) -> Recipe:

@@ -128,13 +128,14 @@ def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
     users: dict[str, list[str]] = {}
     for path in sorted({*layout.runs.glob("*/tokens.json"), *layout.runs.glob("*/run.toml")}):
         try:
-            folder = runs.pinned(layout.run(path.parent.name)).folder
+            pinned = runs.pinned(layout.run(path.parent.name))
         except CorruptError:
             if strict:
                 raise
             continue
-        if path.parent.name not in users.setdefault(folder, []):
-            users[folder].append(path.parent.name)
+        for one in pinned.each:
+            if path.parent.name not in users.setdefault(one.folder, []):
+                users[one.folder].append(path.parent.name)
     return users
 
 

@@ -21,7 +21,7 @@ class RunPaths(NamedTuple):
 
     @property
     def tokens(self) -> Path:
-        """The token folder and the parts that the run was started with."""
+        """The token folders and the parts that the run was started with."""
         return self.root / "tokens.json"
 
     @property

@@ -1,6 +1,7 @@
 """A run's folder: how it begins, what it was made with, and what can be asked of it afterwards."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,24 @@ if TYPE_CHECKING:  # torch is loaded by what needs it
 MAX_NAME = 60
 
 
-class Pinned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """tokens.json of a run: the token folder and how many of its parts the run sees, whatever it grows to."""
+class PinnedFolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A token folder, how many of its parts a run sees, whatever it grows to, and its weight in a mixture."""
 
     folder: str
     fingerprint: str
     parts: int
+    weight: float = 1.0
+
+
+class Pinned(PinnedFolder, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """tokens.json of a run: its token folder, and the `others` of a mixture."""
+
+    others: tuple[PinnedFolder, ...] = ()
+
+    @property
+    def each(self) -> tuple[PinnedFolder, ...]:
+        """All of them."""
+        return (self, *self.others)
 
 
 def checked_name(name: str) -> str:
@@ -40,14 +53,14 @@ def checked_name(name: str) -> str:
     return name
 
 
-def pin(folder: Path) -> Pinned:
-    """The token folder as it is now."""
-    manifest = Manifest.read(folder)
-    return Pinned(folder=folder.name, fingerprint=manifest.fingerprint, parts=len(manifest.parts))
+def pin(weights: Mapping[Path, float]) -> Pinned:
+    """The token folders as they are now, each with its weight; that of a single one means nothing."""
+    first, *others = (_pin(folder, weight if len(weights) > 1 else 1.0) for folder, weight in weights.items())
+    return Pinned(**msgspec.structs.asdict(first), others=tuple(others))
 
 
 def pinned(run: RunPaths) -> Pinned:
-    """The token folder as it was when the run began."""
+    """The token folders as they were when the run began."""
     try:
         return decode(run.tokens.read_bytes(), Pinned, run.tokens)
     except (OSError, CorruptError) as error:
@@ -87,10 +100,11 @@ def set_aside(run: RunPaths) -> Path:
     return aside
 
 
-def identity_of(recipe: Recipe, folder: str) -> dict[str, Any]:
+def identity_of(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     """All that can change what the run learns. The corpus and its options are in the token folder's fingerprint."""
+    mix = {"tokens.mix": {one.folder: one.weight for one in pinned.each}}
     return {
-        "token_folder": folder,
+        **(mix if pinned.others else {"token_folder": pinned.folder}),
         "model": identity(recipe.model),
         "optim": identity(recipe.optim),
         "train": identity(recipe.train),
@@ -99,7 +113,7 @@ def identity_of(recipe: Recipe, folder: str) -> dict[str, Any]:
 
 def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
-    found = differences(identity_of(config.load_run(run.recipe), pinned(run).folder), wanted)
+    found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted)
     if found:
         raise RefusedError(
             f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(_line, found)),
@@ -109,23 +123,24 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
 
 
 def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
-    """What the trainer needs to know of a run. RefusedError when its token folder is another one of the same name."""
+    """What the trainer needs to know of a run. RefusedError when a token folder is another one of the same name."""
     from train.loop import Job
+    from train.sources import Source
 
-    folder = layout.tokens / pinned.folder
-    if (found := Manifest.read(folder).fingerprint) != pinned.fingerprint:
-        raise RefusedError(
-            f"{folder}: its fingerprint is {found[:12]}…, the run was started on {pinned.fingerprint[:12]}…",
-            "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
-            f"bring back what was there, or start over: --name {run.root.name} --fresh",
-        )
+    for one in pinned.each:
+        folder = layout.tokens / one.folder
+        if (found := Manifest.read(folder).fingerprint) != one.fingerprint:
+            raise RefusedError(
+                f"{folder}: its fingerprint is {found[:12]}…, the run was started on {one.fingerprint[:12]}…",
+                "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
+                f"bring back what was there, or start over: --name {run.root.name} --fresh",
+            )
     return Job(
-        recipe=fingerprint(identity_of(recipe, pinned.folder)),
+        recipe=fingerprint(identity_of(recipe, pinned)),
         model=recipe.model,
         optim=recipe.optim,
         train=recipe.train,
-        folder=folder,
-        parts=pinned.parts,
+        sources=tuple(Source(layout.tokens / one.folder, one.parts, one.weight) for one in pinned.each),
         checkpoints=run.checkpoints,
         metrics=run.metrics,
         samples=run.samples,
@@ -135,30 +150,25 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
 
 def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> dict[str, Any]:
     """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json."""
-    from shards.reader import TokenFolder
     from train.device import autocast, pick_device, resolve_precision
-    from train.evaluate import evaluate
     from train.fitting import best_fit
+    from train.sources import OpenSources
     from train.trained import load_trained
-    from train.windows import FolderWindows
 
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
-    folder = TokenFolder(wanted.folder, parts=wanted.parts)
-    for shard in folder.shards("val"):
+    sources = OpenSources(wanted.sources, wanted.model.seq_len)
+    for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder, best=best)
+    vocab_size = sources.tokenizer.vocab_size
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, vocab_size, best=best)
     began = time.perf_counter()
     device = pick_device()
     precision = resolve_precision(wanted.train, device)
-    windows = FolderWindows.of(folder, "val", wanted.model.seq_len, 0, "sequential")
-    vocab_size = folder.tokenizer.vocab_size
     fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, device, wanted.fits)
-    found = evaluate(
+    found = sources.measure(
         trained.model,
-        windows,
-        folder.tokenizer.byte_lengths,
-        tokens or windows.count * windows.seq_len,
+        tokens,
         fit.eval_batch,
         lambda: autocast(device, precision),
         document_mask=wanted.train.document_mask,
@@ -166,11 +176,9 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
     result: dict[str, Any] = {
         "run": name,
         "step": trained.step,
-        "token_folder": wanted.folder.name,
+        "token_folder": ", ".join(source.folder.name for source in wanted.sources),
         "seq_len": wanted.model.seq_len,
-        "val_tokens": found.tokens,
-        "val_loss": found.loss,
-        "val_bpb": found.bpb,
+        **found.row(),
     }
     asked = {key: result[key] for key in ("run", "step", "token_folder", "val_tokens")}
     receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
@@ -187,9 +195,16 @@ def sample(
 
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
-    folder = TokenFolder(wanted.folder, parts=wanted.parts)
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, folder, best=best)
-    return generate(trained.model, folder.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
+    first = wanted.sources[0]
+    tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, tokenizer.vocab_size, best=best)
+    return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
+
+
+def _pin(folder: Path, weight: float) -> PinnedFolder:
+    manifest = Manifest.read(folder)
+    parts = len(manifest.parts)
+    return PinnedFolder(folder=folder.name, fingerprint=manifest.fingerprint, parts=parts, weight=weight)
 
 
 def _line(difference: Difference) -> str:

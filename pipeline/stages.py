@@ -9,13 +9,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import folders, receipt, runs
+from pipeline import mixture, receipt, runs
 from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout
@@ -42,11 +42,12 @@ class Pipeline:
         """The corpus's files, on disk, hashed and pinned."""
         from prepare import corpora
 
-        if self.recipe.tokens.folder:
+        if named := self.recipe.tokens.folder or ", ".join(self.recipe.tokens.mix):
+            field = "tokens.folder" if self.recipe.tokens.folder else "tokens.mix"
             raise ConfigError(
-                f"tokens.folder is {self.recipe.tokens.folder}: there is nothing to fetch or to tokenize",
-                "prepare, verify and train use that folder as it is",
-                "leave tokens.folder out",
+                f"{field} is {named}: there is nothing to fetch or to tokenize",
+                "prepare, verify and train use what is there as it is",
+                f"leave {field} out",
             )
         wanted = corpora.resolve(self.recipe.corpus)
         raw, path = self.layout.raw(wanted.name), self.layout.receipt("fetch", wanted.name)
@@ -143,25 +144,15 @@ class Pipeline:
         what = "" if done else f"  {nbytes / 1e6:,.1f} MB, every byte as it was written"
         self.terminal.stage("verify", folder.name + what, done=done)
 
-    def prepare(self) -> Path:
-        """fetch, tokenize, verify; or the token folder that the recipe names, verified."""
-        folder = self.given() or self.tokenize(self.fetch())
-        self.verify(folder)
-        return folder
-
-    def given(self) -> Path | None:
-        """The token folder that the recipe names, which is used as it is."""
-        if not self.recipe.tokens.folder:
-            return None
-        folder = folders.find(self.layout, self.recipe.tokens.folder)
-        if folder.resolve().parent != self.layout.tokens.resolve():
-            raise ConfigError(
-                f"tokens.folder: {folder} is not under {self.layout.tokens}",
-                "runs find their tokens there",
-                f"millpond shards pull {folder}",
-            )
-        self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
-        return self.layout.tokens / folder.name
+    def prepare(self, *, force_verify: bool = False) -> dict[Path, float]:
+        """fetch, tokenize, verify; or the token folders that the recipe names, verified. Each with its weight."""
+        weights = mixture.given(self.layout, self.recipe.tokens)
+        for folder in weights:
+            self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
+        weights = weights or {self.tokenize(self.fetch()): 1.0}
+        for folder in weights:
+            self.verify(folder, force=force_verify)
+        return weights
 
     def train(self, name: str, *, fresh: bool = False, until: float = math.inf) -> None:
         """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done.
@@ -170,8 +161,8 @@ class Pipeline:
         """
         run = self.layout.run(runs.checked_name(name))
         Ramp(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
-        folder = self.prepare()
-        wanted = runs.identity_of(self.recipe, folder.name)
+        weights = self.prepare()
+        wanted = runs.identity_of(self.recipe, runs.pin(weights))
         print_ = fingerprint(wanted)
         with self._locked(f"run-{name}", run.receipt, wait=False):
             sweep(run.root)
@@ -192,8 +183,10 @@ class Pipeline:
             from train.loop import Trainer
 
             began = time.perf_counter()
-            with self._locked(folder.name, self.layout.receipt("tokenize", folder.name)):  # until the run names it
-                pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(folder)
+            with ExitStack() as held:  # until the run names them
+                for folder in sorted(weights):
+                    held.enter_context(self._locked(folder.name, self.layout.receipt("tokenize", folder.name)))
+                pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(weights)
                 try:
                     trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
                 except BaseException:

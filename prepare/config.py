@@ -32,6 +32,7 @@ class TokensConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How the text becomes tokens."""
 
     folder: Annotated[str, Meta(extra=NOT_IDENTITY)] = ""  # a token folder that is there, used as it is
+    mix: Annotated[dict[str, float], Meta(extra=NOT_IDENTITY)] = {}  # or several, each with its weight
     tokenizer: str = "gpt2"  # "gpt2", "bpe" (trained on the corpus), or the path of a tokenizer file
     vocab_size: Annotated[int, Meta(ge=0, le=2**20)] = 0  # for "bpe", end-of-text included
     max_tokens: Annotated[int, Meta(ge=0, le=2**50, extra=NOT_IDENTITY)] = 0  # 0 = the whole corpus

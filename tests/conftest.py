@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import TINY, pipeline_of, stdlib_texts
+from harness import TINY, prepared, stdlib_texts
 
 from pipeline.config import load
 
@@ -44,7 +44,7 @@ def tiny_toml(corpus_file: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed token folder of several parts. Tests that change files copy it first."""
-    return pipeline_of(load(str(tiny_toml))[1], tmp_path_factory.mktemp("home")).prepare()
+    return prepared(load(str(tiny_toml))[1], tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
@@ -56,6 +56,6 @@ def prepare(tmp_path: Path) -> Callable[..., Path]:
         toml = tmp_path / "recipe.toml"
         toml.write_text(f'[corpus]\nkind = "files"\nfiles = {names}\n[tokens]\nworkers = 1\n')
         chosen = tuple(f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items())
-        return pipeline_of(load(str(toml), chosen)[1], tmp_path / home).prepare()
+        return prepared(load(str(toml), chosen)[1], tmp_path / home)
 
     return run

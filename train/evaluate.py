@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,27 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """`loss` in nats per token, `bpb` in bits per byte of text (end-of-text has no bytes, but its nats count)."""
+    """What predicting `tokens` tokens cost, which stand for `nbytes` bytes of text; of a mixture, the loss of each."""
 
-    loss: float
-    bpb: float
+    nats: float
+    nbytes: int
     tokens: int
+    by_folder: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte of text; end-of-text has no bytes, but its nats count."""
+        return self.nats / math.log(2) / max(1, self.nbytes)
+
+    def row(self) -> dict[str, Any]:
+        """As it is written down."""
+        found: dict[str, Any] = {"val_loss": self.loss, "val_bpb": self.bpb, "val_tokens": self.tokens}
+        return {**found, "val_loss_by_folder": dict(self.by_folder)} if self.by_folder else found
 
 
 @torch.no_grad()
@@ -74,4 +91,11 @@ def evaluate(
         first += count
     model.train(training)
     nats = (torch.stack(losses).cpu().double() * torch.tensor(counts)).sum().item()
-    return Evaluation(nats / (last * seq_len), nats / math.log(2) / max(1, nbytes), last * seq_len)
+    return Evaluation(nats, nbytes, last * seq_len)
+
+
+def together(found: Mapping[str, Evaluation]) -> Evaluation:
+    """The evaluations of several folders as one: each token counts the same."""
+    each = found.values()
+    whole = Evaluation(sum(one.nats for one in each), sum(one.nbytes for one in each), sum(one.tokens for one in each))
+    return whole._replace(by_folder={name: one.loss for name, one in found.items()}) if len(found) > 1 else whole

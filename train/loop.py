@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime, RefusedError
-from shards.reader import TokenFolder
+from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime
 from train import checkpoint as checkpoints
 from train.checkpoint import Best, Checkpoint, Progress
 from train.config import ModelConfig, OptimConfig, TrainConfig
@@ -30,7 +29,7 @@ from train.device import (
     resolve_precision,
     wants_compile,
 )
-from train.evaluate import Evaluation, evaluate
+from train.evaluate import Evaluation
 from train.fitting import best_fit
 from train.guard import Guard
 from train.loader import TokenLoader
@@ -42,8 +41,9 @@ from train.ramp import Ramp
 from train.rollback import Rollback
 from train.sample import generate
 from train.saver import Saver, checkpoint_nbytes, require_room
+from train.sources import OpenSources, Source
 from train.step import Stepper
-from train.windows import FolderWindows, position_of
+from train.windows import position_of
 
 logger = logging.getLogger(__name__)
 Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback", row)
@@ -52,15 +52,14 @@ Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "sav
 class Job(NamedTuple):
     """What to train on what, and where to write it.
 
-    `recipe` is the fingerprint of all that can change what is learned, `parts` how many of the folder's parts are seen.
+    `recipe` is the fingerprint of all that can change what is learned.
     """
 
     recipe: str
     model: ModelConfig
     optim: OptimConfig
     train: TrainConfig
-    folder: Path
-    parts: int
+    sources: tuple[Source, ...]
     checkpoints: Path
     metrics: Path
     samples: Path
@@ -86,18 +85,9 @@ class Trainer:
         self.steps = self.ramp.steps
         self.device = pick_device()
         self.precision = resolve_precision(job.train, self.device)
-        self.folder = TokenFolder(job.folder, verify="hash", parts=job.parts)
-        vocab_size = self.folder.tokenizer.vocab_size
-        for split, way in (("train", "lower"), ("val", "raise")):
-            tokens = self.folder.manifest.tokens(split)  # type: ignore[arg-type]
-            if tokens <= job.model.seq_len:
-                raise RefusedError(
-                    f"{job.folder}: split {split} has {tokens:,} tokens, one window takes {job.model.seq_len + 1:,}",
-                    "a run is trained on the one split and trusted by the other",
-                    f"prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
-                )
-        self.windows = FolderWindows.of(self.folder, "train", job.model.seq_len, job.train.seed, job.train.order)
-        self.validation = FolderWindows.of(self.folder, "val", job.model.seq_len, 0, "sequential")
+        self.sources = OpenSources(job.sources, job.model.seq_len, verify="hash")
+        vocab_size = self.sources.tokenizer.vocab_size
+        self.windows = self.sources.training(job.train)
         self.fit = best_fit(job.model, job.optim, job.train, vocab_size, self.device, job.fits)
         self.micro_batch = self.fit.micro_batch
         torch.manual_seed(job.train.seed)
@@ -255,10 +245,8 @@ class Trainer:
         self.emit("rollback", {**row, "reason": reason})
 
     def _measure(self) -> Evaluation:
-        return evaluate(
+        return self.sources.measure(
             self.model,
-            self.validation,
-            self.folder.tokenizer.byte_lengths,
             self.job.train.eval_tokens,
             self.fit.eval_batch,
             self._autocast,
@@ -271,20 +259,14 @@ class Trainer:
             self.rollback.refuse(self.step, "the validation loss is not a number")
         if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
             self.best = checkpoints.better(self.best, Best(self.step, found.loss, found.tokens))
-        row: Row = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "val_loss": found.loss,
-            "val_bpb": found.bpb,
-            "val_tokens": found.tokens,
-        }
+        row: Row = {"step": self.step, "tokens": self.tokens, **found.row()}
         self.metrics.write(row)
         self.emit("eval", row)
 
     def _sample(self) -> None:
         for prompt in self.job.train.prompts:
             with self._autocast():
-                text = generate(self.model, self.folder.tokenizer, prompt, self.job.train.sample_tokens)
+                text = generate(self.model, self.sources.tokenizer, prompt, self.job.train.sample_tokens)
             row: Row = {"step": self.step, "prompt": prompt, "text": text}
             self.samples.write(row)
             self.emit("sample", row)
@@ -302,7 +284,7 @@ class Trainer:
             tokens=self.tokens,
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
-            parts=self.job.parts,
+            parts=self.sources.parts,
             best=self.best,
         )
         self.saver.save(Checkpoint(progress, self.model.state_dict(), state))
@@ -318,7 +300,7 @@ class Trainer:
         progress = saved.progress
         for what, got, expected in (
             ("recipe", progress.recipe, self.job.recipe),
-            ("parts", progress.parts, self.job.parts),
+            ("parts", progress.parts, self.sources.parts),
         ):
             if got != expected:
                 raise CorruptError(

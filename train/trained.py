@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import RefusedError
-from shards.reader import TokenFolder
 from train import checkpoint as checkpoints
 from train.config import ModelConfig
 from train.device import pick_device
@@ -18,7 +17,7 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(folder: Path, recipe: str, config: ModelConfig, tokens: TokenFolder, *, best: bool = False) -> Trained:
+def load_trained(folder: Path, recipe: str, config: ModelConfig, vocab_size: int, *, best: bool = False) -> Trained:
     """The newest whole checkpoint in `folder`, or the `best` by validation loss.
 
     RefusedError when there is none, or when it is another recipe's.
@@ -36,6 +35,6 @@ def load_trained(folder: Path, recipe: str, config: ModelConfig, tokens: TokenFo
             "its weights do not belong to the model that is described there",
             "undo the change in run.toml",
         )
-    model = Model(config, tokens.tokenizer.vocab_size)
+    model = Model(config, vocab_size)
     model.load_state_dict(saved.model)
     return Trained(model.to(pick_device()).eval(), saved.progress.step)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import TINY, litter, parquet, pipeline_of, tree
+from harness import TINY, litter, parquet, prepared, tree
 from local_hub import Fault, LocalHub
 
 from pipeline.config import load
@@ -57,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prepare(recipe: Path, tmp_path: Path) -> Prepare:
     def run(*settings: str, home: str = "home") -> Path:
-        return pipeline_of(load(str(recipe), settings)[1], tmp_path / home).prepare()
+        return prepared(load(str(recipe), settings)[1], tmp_path / home)
 
     return run
 

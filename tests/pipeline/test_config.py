@@ -78,6 +78,18 @@ def test_settings(tmp_path: Path) -> None:
             config.load(path, (wrong,))
 
 
+def test_a_table_in_a_table_may_be_set_as_a_whole_or_by_its_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "[tokens.mix]\na = 1\n")
+    assert config.load(path, ("tokens.mix.b-1.2=0.5",))[1].tokens.mix == {"a": 1.0, "b-1.2": 0.5}
+    assert config.load(path, ("tokens.mix={b=2}",))[1].tokens.mix == {"b": 2.0}
+    config.save(config.load(path)[1], tmp_path / "run.toml")
+    assert config.load_run(tmp_path / "run.toml").tokens.mix == {"a": 1.0}
+    with pytest.raises(
+        ConfigError, match=r"--set optim\.lr\.x=1: optim\.lr has a value already, and no names below it"
+    ):
+        config.load(write(tmp_path, "[optim]\nlr = 1e-3\n"), ("optim.lr.x=1",))
+
+
 def test_an_unknown_preset() -> None:
     with complains(
         ConfigError,
@@ -112,11 +124,13 @@ def test_the_book_and_gpt2_have_their_published_sizes() -> None:
 
 def test_what_cannot_change_the_result_is_no_identity() -> None:
     assert identity(TokensConfig()) == identity(TokensConfig(workers=7, max_tokens=5, engine="tiktoken"))
+    assert identity(TokensConfig()) == identity(TokensConfig(mix={"a": 1.0}))  # a run pins it by itself
     assert identity(TokensConfig()) != identity(TokensConfig(val_fraction=0.01))
     quiet = TrainConfig(log_every=1, micro_batch=3, eval_every=9, checkpoint_every=2, keep_checkpoints=9, prompts=())
     assert identity(TrainConfig()) == identity(quiet)
     assert identity(TrainConfig()) == identity(TrainConfig(compile="off", checkpoint_activations=True))
     assert identity(TrainConfig()) != identity(TrainConfig(seed=2))
+    assert identity(TrainConfig()) != identity(TrainConfig(document_mask=True))
 
 
 def test_differences_name_their_fields() -> None:

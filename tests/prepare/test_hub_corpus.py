@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import command, parquet, pipeline_of, tree
+from harness import command, parquet, prepared, tree
 from local_hub import Fault, LocalHub
 
 from pipeline.config import load
@@ -40,7 +40,7 @@ def hub(texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
 def prepare(tmp_path: Path, *settings: str, home: str = "home") -> Path:
     toml = tmp_path / "web.toml"
     toml.write_text(TOML)
-    return pipeline_of(load(str(toml), settings)[1], tmp_path / home).prepare()
+    return prepared(load(str(toml), settings)[1], tmp_path / home)
 
 
 def test_what_is_prepared_is_pinned(hub: LocalHub, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def pipeline_of(recipe: Recipe, home: Path) -> Pipeline:
     return Pipeline(Layout(home), "CONFIG", recipe, Terminal())
 
 
+def prepared(recipe: Recipe, home: Path) -> Path:
+    """The recipe's token folder."""
+    (folder,) = pipeline_of(recipe, home).prepare()
+    return folder
+
+
 def stdlib_texts() -> list[str]:
     """About 2,000 real documents, 1 MB: the standard library's own docstrings, which every Python has."""
     found: list[str] = []

@@ -18,6 +18,7 @@ from train.checkpoint import Best, load_best, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.loop import Job, Trainer
 from train.metrics import read_rows
+from train.sources import Source
 
 TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 
@@ -29,8 +30,7 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=0.1),
         optim=OptimConfig(name="muon", warmup_steps=3),
         train=TrainConfig(eval_tokens=640, sample_every=8, sample_tokens=4, **config),
-        folder=tokens,
-        parts=5,
+        sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",
         samples=root / "samples.jsonl",

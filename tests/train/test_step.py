@@ -174,15 +174,14 @@ def test_compiled_it_is_the_same_model() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_without_a_compiler_it_is_eager(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_compiler_it_is_eager(caplog: pytest.LogCaptureFixture) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor, "fx_graph_cache", False)
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nonexistent/g++"))
     torch.compiler.reset()
     plain, ours = stepper(), stepper()
     ours.model.compiled_hidden = OrEager(ours.model.hidden)
-    assert_same(learn(ours, Fixed(4), 2), learn(plain, Fixed(4), 2))
+    with inductor.patch({"fx_graph_cache": False, "cpp.cxx": (None, "/nonexistent/g++")}):
+        assert_same(learn(ours, Fixed(4), 2), learn(plain, Fixed(4), 2))
     assert torch.equal(weights(plain), weights(ours))
     (record,) = (record for record in caplog.records if record.name == "train.device")
     assert record.getMessage().startswith("torch.compile failed, going on without it")

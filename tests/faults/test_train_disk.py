@@ -16,6 +16,7 @@ from train.checkpoint import load_latest, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.loop import Job, Trainer
 from train.metrics import read_rows
+from train.sources import Source
 
 STEPS = ("--set", "train.steps=12", "--set", "train.checkpoint_every=2")
 
@@ -28,8 +29,7 @@ def job(tokens: Path, root: Path, checkpoints: Path) -> Job:
         train=TrainConfig(
             steps=16, batch_tokens=256, eval_tokens=640, checkpoint_every=2, eval_every=0, keep_checkpoints=1
         ),
-        folder=tokens,
-        parts=5,
+        sources=(Source(tokens, 5),),
         checkpoints=checkpoints,
         metrics=root / "metrics.jsonl",
         samples=root / "samples.jsonl",

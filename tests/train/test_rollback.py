@@ -17,6 +17,7 @@ from train.loader import Batch, TokenLoader
 from train.loop import Job, Trainer
 from train.metrics import RowLog, read_rows
 from train.model import Model
+from train.sources import Source
 
 TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 SEQUENCES = 4  # a step's
@@ -29,8 +30,7 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=16, seq_len=32, dropout=0.1),
         optim=OptimConfig(name="muon", warmup_steps=3),
         train=TrainConfig(steps=24, batch_tokens=SEQUENCES * 32, eval_tokens=640, sample_every=0, **config),
-        folder=tokens,
-        parts=5,
+        sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",
         samples=root / "samples.jsonl",

@@ -28,6 +28,7 @@ class Terminal:
         width = None if Console().width >= MIN_WIDTH else 80  # COLUMNS=0 would show nothing
         self._out = Console(highlight=False, markup=False, soft_wrap=True, width=width)
         self._log = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, width=width)
+        self._in_table = False  # whether the line before was one of a table with this header
 
     def stage(self, name: str, what: str, *, done: bool = False) -> None:
         """A stage is finished, now or `done` already by a run before."""
@@ -76,9 +77,11 @@ class Terminal:
             "eval": self._eval,
             "sample": self._sample,
             "rollback": self._rollback,
+            "end": self._end,
         }.get(kind)
         if show:
             show(row)
+            self._in_table = kind == "log"
 
     def finished(self, name: str, run: RunPaths, numbers: Row) -> None:
         """The run's end, on stdout."""
@@ -105,13 +108,39 @@ class Terminal:
         )
         micro = f"{row['accumulation']} x {row['micro_batch']} x {row['seq_len']}"
         self._log.print(f"{'':<9} {begins} of {row['batch_tokens']:,} tokens ({micro}), epoch {row['epoch_tokens']:,}")
+        each, peak = (" ".join(_thousands(row[key])) for key in ("flops_per_token", "peak_flops"))
+        self._log.print(f"{'':<9} {each}FLOP a token (6 N + 12 L D T), peak {peak}FLOP/s ({row['peak_source']})")
 
     def _row(self, row: Row) -> None:
-        place = f"{row['step']}/{row['steps']}"
+        """A row of a table whose header comes again after whatever stood between."""
+        width = max(9, 2 * len(str(row["steps"])) + 1)
+        columns = {
+            "step": f"{row['step']}/{row['steps']}".rjust(width),
+            "loss": f"{row['loss']:9.4f}",
+            "lr": f"{_short(row['lr']):>9}",
+            "grad": f"{row['grad_norm']:8.2f}",
+            "tok/s": f"{_count(row['tok_per_s']):>8}",
+            "MFU": f"{row['mfu_percent']:6.1f}%",
+            "stall": f"{row['stall_percent']:7.2f}%",
+        }
+        if "watts" in row:
+            columns["watts"] = f"{row['watts']:7.0f}"
+        columns["left"] = f"{_clock(row['eta_seconds']):>10}"
+        if not self._in_table:
+            header = "".join(name.rjust(len(text)) for name, text in columns.items())
+            self._log.print(Text(header, style="dim"))
+        self._in_table = True
+        self._log.print("".join(columns.values()))
+
+    def _end(self, row: Row) -> None:
+        energy = f"; {row['energy_kwh']:.3g} kWh" if "energy_kwh" in row else ""
+        cost = f", cost {row['cost']:.2f}" if "cost" in row else ""
         self._log.print(
-            f"{place:>9}  loss {row['loss']:.4f}  lr {_short(row['lr'])}  grad {row['grad_norm']:.2f}  "
-            f"{row['tok_per_s'] / 1000:.1f}k tok/s  wait {row['data_wait_ms']:.2f}+{row['transfer_wait_ms']:.2f} ms "
-            f"({row['stall_percent']:.2f} %)  {_clock(row['eta_seconds'])}"
+            Text("trained   ", style="bold green").append(
+                f"{_count(row['tokens'])} tokens in {_clock(3600 * row['hours'])}, {_count(row['tok_per_s'])} tok/s, "
+                f"{row['memory_gb']:.1f} GB{energy}{cost}",
+                style="not bold default",
+            )
         )
 
     def _eval(self, row: Row) -> None:
@@ -132,6 +161,19 @@ class Terminal:
 def _short(rate: float) -> str:
     """A rate in six characters."""
     return f"{rate:.1e}".replace("e-0", "e-")
+
+
+def _thousands(number: float) -> tuple[str, str]:
+    """Three digits and the thousands they count: 854.4e6 is "854" and "M"."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 999.5:
+            break
+        number /= 1000
+    return f"{number:.{0 if number >= 99.95 else 1}f}", prefix
+
+
+def _count(number: float) -> str:
+    return "".join(_thousands(number))
 
 
 def _clock(seconds: float) -> str:

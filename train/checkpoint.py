@@ -44,6 +44,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     recipe: str  # the fingerprint of all that can change what is learned
     parts: int
     best: Best | None = None  # None before the first evaluation of a step
+    seconds: float = 0.0  # what the run has cost so far: no result, and different each time
+    energy_kwh: float = 0.0
 
 
 class Checkpoint(NamedTuple):

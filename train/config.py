@@ -15,6 +15,9 @@ BatchTokens = Annotated[int, Meta(ge=1, le=2**40)]
 Cadence = Annotated[int, Meta(ge=0, le=2**40, extra=NOT_IDENTITY)]
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A decoder-only transformer. `gpt2` is GPT-2's form, `modern` is exactly Qwen3's; see model.py."""
 
@@ -96,3 +99,5 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     checkpoint_every: Cadence = 250  # 0 = only at the end
     keep_checkpoints: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 2
     log_every: Annotated[int, Meta(ge=1, le=2**40, extra=NOT_IDENTITY)] = 10
+    trackers: Annotated[tuple[TrackerName, ...], Meta(extra=NOT_IDENTITY)] = ()  # that show metrics.jsonl's rows too
+    kwh_price: Annotated[float, Meta(ge=0, le=1e9, extra=NOT_IDENTITY)] = 0.0  # of one kWh; 0 = no cost is shown

@@ -25,6 +25,7 @@ from train.device import (
     fitting_micro_batch,
     loss_scaler,
     resolve_precision,
+    synchronize,
     wants_compile,
 )
 from train.documents import ends_of
@@ -243,8 +244,7 @@ class _Trial:
         return self.TIMED * size * config.seq_len / seconds
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
 

@@ -37,6 +37,7 @@ from train.meter import Meter
 from train.metrics import Row, RowLog
 from train.model import Model
 from train.optim import Optimizers
+from train.power import card_power
 from train.ramp import Ramp
 from train.rollback import Rollback
 from train.sample import generate
@@ -46,7 +47,7 @@ from train.step import Stepper
 from train.windows import position_of
 
 logger = logging.getLogger(__name__)
-Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback", row)
+Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback" | "end", row)
 
 
 class Job(NamedTuple):
@@ -105,6 +106,9 @@ class Trainer:
             loss_scaler(self.device, self.precision),
             self.guard,
         )
+        self.meter = Meter(
+            job.model, vocab_size, self.device, self.precision, card_power([self.device]), job.train.kwh_price
+        )
         self.step = self.position = 0
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         self.best: Best | None = None
@@ -130,6 +134,7 @@ class Trainer:
                 device=self.device,
                 documents=train.document_mask,
             ) as loader,
+            self.meter,
             caught_signals() as caught,
             Saver(self.job.checkpoints, train.keep_checkpoints, self._saved) as self.saver,
         ):
@@ -137,7 +142,7 @@ class Trainer:
             self._announce()
             if self.step == 0:
                 self._evaluate()
-            self.meter = Meter(self.step, self.tokens, loader.stats())
+            self.meter.begin(self.step, self.tokens, loader.stats())
             while self.step < self.steps:
                 self.saver.check()
                 self.lr = self.optimizers.schedule(self.step, self.steps)
@@ -162,6 +167,7 @@ class Trainer:
                 if ending:
                     self.saver.wait()
                     raise ending
+            self.emit("end", {"step": self.step, "tokens": self.tokens, **self.meter.summary(self.tokens)})
         weights = checkpoints.weights_hash(self.model.state_dict())
         return Result(self.steps, self.tokens, self._measure(), weights, self.best)
 
@@ -205,6 +211,7 @@ class Trainer:
                 "accumulation": self._accumulation(self.step),
                 "seq_len": job.model.seq_len,
                 "epoch_tokens": self.windows.count * job.model.seq_len,
+                **self.meter.scale(),
             },
         )
 
@@ -241,7 +248,7 @@ class Trainer:
         self.samples.cut_back(self.step)
         row: Row = {"step": self.step + 1, "rollback_from": bad, "windows_skipped": left_out}
         self.metrics.write(row)
-        self.meter = Meter(self.step, self.tokens, loader.stats())
+        self.meter.begin(self.step, self.tokens, loader.stats())
         self.emit("rollback", {**row, "reason": reason})
 
     def _measure(self) -> Evaluation:
@@ -286,6 +293,8 @@ class Trainer:
             recipe=self.job.recipe,
             parts=self.sources.parts,
             best=self.best,
+            seconds=self.meter.seconds,
+            energy_kwh=self.meter.kwh,
         )
         self.saver.save(Checkpoint(progress, self.model.state_dict(), state))
         self.rollback.saved()
@@ -316,6 +325,7 @@ class Trainer:
             torch.cuda.set_rng_state(cuda, self.device)
         self.stepper.load_tensors(state)
         self.optimizers.load_tensors(state)
+        self.meter.go_on(progress.seconds, progress.energy_kwh)
         self.step, self.position = progress.step, position
         self.best = checkpoints.known_best(self.job.checkpoints, progress)
 

@@ -20,7 +20,10 @@ from train.loop import Job, Trainer
 from train.metrics import read_rows
 from train.sources import Source
 
-TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
+TIMES = {
+    *("tok_per_s", "mfu_percent", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"),
+    *("memory_gb", "watts", "energy_kwh", "cost"),
+}
 
 
 def job(tokens: Path, root: Path, **train: Any) -> Job:

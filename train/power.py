@@ -1,0 +1,93 @@
+"""The watts and the energy of NVIDIA cards, as the cards' own meters say it. It is the cards' alone, not the plug's."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+SECONDS = 1.0  # between two looks at a card that shows watts and does not count energy
+
+
+def card_power(devices: Sequence[torch.device]) -> "CardPower | None":
+    """The meters of the devices; None without NVIDIA's driver, on another kind of device, or where they show nothing.
+
+    Cards are found by their UUID: CUDA_VISIBLE_DEVICES gives them other numbers than the driver does.
+    """
+    if not devices or any(device.type != "cuda" for device in devices):
+        return None
+    import pynvml
+
+    return open_meters([f"GPU-{torch.cuda.get_device_properties(device).uuid}" for device in devices], pynvml)
+
+
+def open_meters(uuids: Sequence[str], nvml: Any) -> "CardPower | None":
+    """`card_power` of the cards with these UUIDs; `nvml` is the module pynvml."""
+    try:
+        nvml.nvmlInit()
+        try:
+            return CardPower(nvml, [nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids])
+        except nvml.NVMLError:
+            nvml.nvmlShutdown()
+            raise
+    except nvml.NVMLError as error:
+        logger.info("the card's power cannot be read: %s", error)
+        return None
+
+
+class CardPower:
+    """Joules since it was made, all cards together.
+
+    Where the cards count their energy (Volta and later), the counts' difference; else their watts, looked at every
+    second and summed up.
+    """
+
+    def __init__(self, nvml: Any, handles: Sequence[Any]) -> None:
+        self._nvml, self._handles, self._failed = nvml, handles, False
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        try:
+            self._first = self._counted()
+        except nvml.NVMLError:
+            self._sum, self._seen, self._watts = 0.0, time.perf_counter(), self._shown()
+            self._thread = threading.Thread(target=self._watch, name="power", daemon=True)
+            self._thread.start()
+
+    def joules(self) -> float | None:
+        """What was used so far; None from the first failure on: a sum with a gap is no sum."""
+        if not self._failed:
+            try:
+                return self._summed() if self._thread else self._counted() - self._first
+            except self._nvml.NVMLError as error:
+                self._failed = True
+                logger.warning("the card's power cannot be read any more: %s", error)
+        return None
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+        if self._thread:
+            self._thread.join()
+        self._nvml.nvmlShutdown()
+
+    def _counted(self) -> float:
+        millijoules: int = sum(map(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handles))
+        return millijoules / 1000
+
+    def _shown(self) -> float:
+        milliwatts: int = sum(map(self._nvml.nvmlDeviceGetPowerUsage, self._handles))
+        return milliwatts / 1000
+
+    def _summed(self) -> float:
+        with self._lock:
+            watts, now = self._shown(), time.perf_counter()
+            self._sum += (now - self._seen) * (watts + self._watts) / 2
+            self._watts, self._seen = watts, now
+            return self._sum
+
+    def _watch(self) -> None:
+        while not self._closed.wait(SECONDS) and self.joules() is not None:
+            pass

@@ -45,6 +45,11 @@ class RunPaths(NamedTuple):
         return self.root / "samples.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, where it is asked for."""
+        return self.root / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint."""
         return self.root / "checkpoints"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import mixture, receipt, runs
+from pipeline import mixture, receipt, runs, trackers
 from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout
-from pipeline.terminal import Terminal
+from pipeline.terminal import Row, Terminal
 from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
@@ -161,6 +161,7 @@ class Pipeline:
         """
         run = self.layout.run(runs.checked_name(name))
         Ramp(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
+        trackers.require(self.recipe.train.trackers)
         weights = self.prepare()
         wanted = runs.identity_of(self.recipe, runs.pin(weights))
         print_ = fingerprint(wanted)
@@ -183,12 +184,18 @@ class Pipeline:
             from train.loop import Trainer
 
             began = time.perf_counter()
+            mirrors = trackers.Trackers(self.recipe.train.trackers, run, self.recipe)
+
+            def emit(kind: str, row: Row) -> None:
+                self.terminal.training(kind, row)
+                mirrors.training(kind, row)
+
             with ExitStack() as held:  # until the run names them
                 for folder in sorted(weights):
                     held.enter_context(self._locked(folder.name, self.layout.receipt("tokenize", folder.name)))
                 pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(weights)
                 try:
-                    trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training)
+                    trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit)
                 except BaseException:
                     if aside:
                         move(aside, run.root)  # what cannot begin does not push aside what was
@@ -197,7 +204,8 @@ class Pipeline:
                     self.terminal.note(f"the run before is kept as {aside.name}")
                 if not run.recipe.exists():
                     runs.begin(run, self.recipe, pinned)
-            result = trainer.run(until)
+            with mirrors:
+                result = trainer.run(until)
             numbers = {
                 "steps": result.steps,
                 "tokens": result.tokens,

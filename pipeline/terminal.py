@@ -165,11 +165,11 @@ def _short(rate: float) -> str:
 
 def _thousands(number: float) -> tuple[str, str]:
     """Three digits and the thousands they count: 854.4e6 is "854" and "M"."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if number < 999.5:
-            break
+    prefixes = ["", "k", "M", "G", "T"]
+    while number >= 999.5 and len(prefixes) > 1:
         number /= 1000
-    return f"{number:.{0 if number >= 99.95 else 1}f}", prefix
+        prefixes.pop(0)
+    return f"{number:.{0 if number >= 99.95 else 1}f}", prefixes[0]
 
 
 def _count(number: float) -> str:

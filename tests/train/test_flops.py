@@ -15,7 +15,7 @@ B, T, V = 2, 32, 128  # a vocabulary that is not padded: the padding is computed
 
 
 def counted(config: ModelConfig) -> int:
-    """FLOPs a token of a real forward and backward pass. Attention by plain products: torch counts no other on a CPU."""
+    """FLOPs a token, really forward and backward. Attention by plain products: torch counts no other on a CPU."""
     model = Model(config, V)
     ids = torch.randint(V, (B, T))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -14,6 +14,7 @@ from pipeline.options import as_json, home, pipeline_of, print_json, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
 
 if TYPE_CHECKING:
+    from pipeline.plan import Plan
     from pipeline.stages import Pipeline
 
 
@@ -73,7 +74,7 @@ def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -
     """Text in, verified token shards out: fetch, tokenize, verify."""
     pipeline = _pipeline(config, settings, home)[1]
     if dry_run:
-        _print_plan(pipeline)
+        _plan(pipeline, say=True)
     else:
         pipeline.prepare()
 
@@ -84,14 +85,17 @@ def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -
 @as_json
 @home
 def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> None:
-    """What preparing will take, before it begins: files, bytes, disk, time."""
-    pipeline = _pipeline(config, settings, home)[1]
-    if as_json:
-        from pipeline.plan import plan as expect
+    """What it will take, before it begins: files, bytes, disk, time; some steps measured: hours, kWh, cost."""
+    from pipeline.plan import training, training_lines
 
-        print_json(expect(pipeline)._asdict())
-    else:
-        _print_plan(pipeline)
+    pipeline = _pipeline(config, settings, home)[1]
+    found = _plan(pipeline, say=not as_json)
+    trained = training(pipeline, found)
+    if as_json:
+        print_json({**found._asdict(), "training": trained and trained._asdict()})
+    elif trained:
+        for line in training_lines(trained):
+            click.echo(line)
 
 
 @main.command()
@@ -250,11 +254,13 @@ def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str,
     return name, pipeline_of(config, recipe, home)
 
 
-def _print_plan(pipeline: "Pipeline") -> None:
+def _plan(pipeline: "Pipeline", *, say: bool) -> "Plan":
     from pipeline.plan import lines, plan
 
-    for line in lines(plan(pipeline)):
+    found = plan(pipeline)
+    for line in lines(found) if say else ():
         click.echo(line)
+    return found
 
 
 def _terminated(signum: int, _frame: object) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.stages import Pipeline, cores
+from pipeline.terminal import thousands
 from pipeline.tokens import TokenRecipe
 from prepare import estimate, vocabulary
 
@@ -31,6 +32,35 @@ class Plan(NamedTuple):
     free: int
     workers: int
     rate: float | None
+    vocab_size: int
+
+
+class Training(NamedTuple):
+    """About what training takes: `hours`, evaluations included, from what was measured here and now.
+
+    `measured_sequences` of random tokens in `measured_steps` whole steps; `watts` and `kwh` are the card's alone. They
+    are None where it does not tell, and `cost` where train.kwh_price is not set. Sizes are bytes; `saves` is all
+    checkpoints that are on disk at once.
+    """
+
+    device: str
+    precision: str
+    tokens: int
+    steps: int
+    batch_tokens: int
+    micro_batch: int
+    measured_sequences: int
+    measured_steps: int
+    tok_per_s: float
+    mfu_percent: float
+    peak_flops: float
+    peak_source: str
+    hours: float
+    watts: float | None
+    kwh: float | None
+    cost: float | None
+    checkpoint: int
+    saves: int
 
 
 def plan(pipeline: Pipeline) -> Plan:
@@ -63,6 +93,50 @@ def plan(pipeline: Pipeline) -> Plan:
         free=shutil.disk_usage(pipeline.layout.home).free,
         workers=workers,
         rate=rate,
+        vocab_size=wanted.tokenizer.vocab_size if wanted.tokenizer else recipe.tokens.vocab_size,
+    )
+
+
+def training(pipeline: Pipeline, plan: Plan) -> Training | None:
+    """Measure some steps of the recipe's training; None when the recipe does not say how long it trains."""
+    recipe = pipeline.recipe
+    if not (recipe.train.tokens or recipe.train.steps):
+        return None
+    from train.device import device_name, pick_device, resolve_precision
+    from train.fitting import best_fit
+    from train.flops import flops_per_token, peak
+    from train.ramp import Ramp
+    from train.rehearsal import rehearse
+
+    pipeline.terminal.note("measuring some steps of training")
+    model, optim, train, vocab_size = recipe.model, recipe.optim, recipe.train, plan.vocab_size
+    ramp, device = Ramp(model, train), pick_device()
+    precision = resolve_precision(train, device)
+    fit = best_fit(model, optim, train, vocab_size, device, pipeline.layout.fits)
+    most = peak(device, precision)
+    val_tokens = int(plan.tokens * recipe.tokens.val_fraction)
+    found = rehearse(model, optim, train, vocab_size, device, fit, val_tokens)
+    hours = found.seconds / 3600
+    kwh = None if found.watts is None else found.watts * hours / 1000
+    return Training(
+        device=device_name(device),
+        precision=str(precision).removeprefix("torch."),
+        tokens=ramp.tokens,
+        steps=ramp.steps,
+        batch_tokens=train.batch_tokens,
+        micro_batch=fit.micro_batch,
+        measured_sequences=found.micro_batches * found.size,
+        measured_steps=found.steps,
+        tok_per_s=found.tok_per_s,
+        mfu_percent=100 * found.tok_per_s * flops_per_token(model, vocab_size) / most.flops,
+        peak_flops=most.flops,
+        peak_source=most.source,
+        hours=hours,
+        watts=found.watts,
+        kwh=kwh,
+        cost=kwh * train.kwh_price if kwh is not None and train.kwh_price else None,
+        checkpoint=found.checkpoint_bytes,
+        saves=(train.keep_checkpoints + 1) * found.checkpoint_bytes,
     )
 
 
@@ -82,6 +156,28 @@ def lines(plan: Plan) -> Iterator[str]:
         workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
         yield f"time      {_duration(seconds)} of tokenizing; {workers}, {plan.rate / 1e6:.1f} Mtok/s, measured now"
     yield f"folder    {plan.folder}"
+
+
+def training_lines(training: Training) -> Iterator[str]:
+    """What training takes, for a person, at most 80 columns."""
+    tokens, peak = (" ".join(thousands(number)) for number in (training.tokens, training.peak_flops))
+    yield f"train     {tokens} tokens in {training.steps:,} steps, {training.precision}"
+    yield f"device    {training.device}"
+    percent, source = training.mfu_percent, training.peak_source
+    yield f"speed     {training.tok_per_s:,.0f} tok/s, {percent:.1f} % of {peak}FLOP/s ({source})"
+    yield f"time      {_duration(3600 * training.hours)} with evaluations; {_measured(training)}"
+    if training.watts is not None and training.kwh is not None:
+        cost = "" if training.cost is None else f", cost {training.cost:.2f}"
+        yield f"energy    {training.kwh:.3g} kWh of the card{cost}; {training.watts:.0f} W, measured now"
+    yield f"saves     {_gigabytes(training.saves)} at most, {_gigabytes(training.checkpoint)} a checkpoint"
+
+
+def _measured(training: Training) -> str:
+    if training.measured_steps:
+        steps = "1 step" if training.measured_steps == 1 else f"{training.measured_steps} steps"
+        return f"{steps} measured now"
+    count = training.measured_sequences
+    return f"{'1 sequence' if count == 1 else f'{count} sequences'} measured now, less than a step"
 
 
 def _gigabytes(nbytes: int) -> str:

@@ -108,7 +108,7 @@ class Terminal:
         )
         micro = f"{row['accumulation']} x {row['micro_batch']} x {row['seq_len']}"
         self._log.print(f"{'':<9} {begins} of {row['batch_tokens']:,} tokens ({micro}), epoch {row['epoch_tokens']:,}")
-        each, peak = (" ".join(_thousands(row[key])) for key in ("flops_per_token", "peak_flops"))
+        each, peak = (" ".join(thousands(row[key])) for key in ("flops_per_token", "peak_flops"))
         self._log.print(f"{'':<9} {each}FLOP a token (6 N + 12 L D T), peak {peak}FLOP/s ({row['peak_source']})")
 
     def _row(self, row: Row) -> None:
@@ -163,7 +163,7 @@ def _short(rate: float) -> str:
     return f"{rate:.1e}".replace("e-0", "e-")
 
 
-def _thousands(number: float) -> tuple[str, str]:
+def thousands(number: float) -> tuple[str, str]:
     """Three digits and the thousands they count: 854.4e6 is "854" and "M"."""
     prefixes = ["", "k", "M", "G", "T"]
     while number >= 999.5 and len(prefixes) > 1:
@@ -173,7 +173,7 @@ def _thousands(number: float) -> tuple[str, str]:
 
 
 def _count(number: float) -> str:
-    return "".join(_thousands(number))
+    return "".join(thousands(number))
 
 
 def _clock(seconds: float) -> str:

@@ -136,7 +136,7 @@ def measure(
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, device)
-    trial = _Trial(model, optim, train, vocab_size, device)
+    trial = Trial(model, optim, train, vocab_size, device)
     sequences = Ramp(model, train).sequences
     sizes = _doubling([size for size in range(1, sequences + 1) if sequences % size == 0])
     rates = search(sizes, start, trial.training_rate)
@@ -174,7 +174,7 @@ def choose(rates: dict[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= NEAR_BEST * max(rates.values()))
 
 
-class _Trial:
+class Trial:
     """A model like the run's, with random tokens and its real optimizers."""
 
     WARM, TIMED = 2, 4  # forward and backward passes; the first compiles, and makes the optimizers' state
@@ -214,24 +214,33 @@ class _Trial:
 
         return self._rate(size, step, lambda: None)
 
-    def _rate(self, size: int, run: Callable[[Batch, int], None], after: Callable[[], object]) -> float | None:
-        config = self.model.config
+    def batch(self, size: int) -> Batch:
+        """`size` sequences of random tokens; from here on the model is compiled for as many."""
         if wants_compile(self.train, self.device):
             torch.compiler.reset()  # each size is compiled for itself, and a function is only so many times
             self.model.compiled_hidden = OrEager(self.model.hidden)
+        seq_len = self.model.config.seq_len
+        ids = torch.randint(self.model.vocab_size, (size, seq_len + 1), device=self.device)
+        documents = None
+        if self.train.document_mask:  # as many as text has, about: an end every 512 tokens
+            ends = ends_of(np.arange(0, size * seq_len, 512), size, seq_len)
+            documents = torch.from_numpy(ends).to(self.device)
+        return Batch(ids[:, :-1], ids[:, 1:], documents)
+
+    def now(self) -> float:
+        """Seconds, when the device has done all that was asked of it."""
+        synchronize(self.device)
+        return time.perf_counter()
+
+    def _rate(self, size: int, run: Callable[[Batch, int], None], after: Callable[[], object]) -> float | None:
         try:
-            ids = torch.randint(self.model.vocab_size, (size, config.seq_len + 1), device=self.device)
-            documents = None
-            if self.train.document_mask:  # as many as text has, about: an end every 512 tokens
-                ends = ends_of(np.arange(0, size * config.seq_len, 512), size, config.seq_len)
-                documents = torch.from_numpy(ends).to(self.device)
-            batch = Batch(ids[:, :-1], ids[:, 1:], documents)
+            batch = self.batch(size)
             for _ in range(self.WARM):
                 run(batch, self.WARM)
                 after()
-            began = self._now()
+            began = self.now()
             run(batch, self.TIMED)
-            seconds = self._now() - began
+            seconds = self.now() - began
             after()
         except torch.OutOfMemoryError:
             seconds = 0.0
@@ -241,11 +250,7 @@ class _Trial:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             return None
-        return self.TIMED * size * config.seq_len / seconds
-
-    def _now(self) -> float:
-        synchronize(self.device)
-        return time.perf_counter()
+        return self.TIMED * size * self.model.config.seq_len / seconds
 
 
 def _doubling(sizes: list[int]) -> list[int]:

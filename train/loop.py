@@ -112,7 +112,9 @@ class Trainer:
         self.step = self.position = 0
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         self.best: Best | None = None
-        self._restore(checkpoints.load_latest(job.checkpoints))
+        if saved := checkpoints.load_latest(job.checkpoints):
+            self._restore(saved)
+            self.meter.go_on(saved.progress.seconds, saved.progress.energy_kwh)
         nbytes = checkpoint_nbytes(self.model, self.optimizers)
         require_room(job.checkpoints, nbytes, job.train.keep_checkpoints, self._saves_left())
 
@@ -240,8 +242,7 @@ class Trainer:
         self.rollback.tell(bad, self.position)
         self.saver.wait()
         saved = checkpoints.load_latest(self.job.checkpoints)
-        self.rollback.begin(bad, reason, possible=saved is not None)
-        self._restore(saved)
+        self._restore(self.rollback.begin(bad, reason, saved))
         left_out, self.position = [self.position, loader.position], loader.position
         self.guard.forgive()
         self.metrics.cut_back(self.step)
@@ -302,10 +303,8 @@ class Trainer:
     def _saved(self, path: Path) -> None:
         self.emit("save", {"step": checkpoints.step_of(path), "path": str(path)})
 
-    def _restore(self, saved: Checkpoint | None) -> None:
+    def _restore(self, saved: Checkpoint) -> None:
         """Take over everything a checkpoint holds. CorruptError when it belongs to other data or another order."""
-        if saved is None:
-            return
         progress = saved.progress
         for what, got, expected in (
             ("recipe", progress.recipe, self.job.recipe),
@@ -325,7 +324,6 @@ class Trainer:
             torch.cuda.set_rng_state(cuda, self.device)
         self.stepper.load_tensors(state)
         self.optimizers.load_tensors(state)
-        self.meter.go_on(progress.seconds, progress.energy_kwh)
         self.step, self.position = progress.step, position
         self.best = checkpoints.known_best(self.job.checkpoints, progress)
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 
 from shards.errors import RefusedError
+from train.checkpoint import Checkpoint
 from train.config import OptimConfig, TrainConfig
 from train.guard import Guard
 from train.model import Model
@@ -53,11 +54,12 @@ class Rollback:
         self.saves, self._owes_save = saves and self.calm, saves and not self.calm
         return ""
 
-    def begin(self, step: int, reason: str, *, possible: bool) -> None:
-        """Count one more. RefusedError when there were too many, or when there is nothing to go back to."""
-        if not possible or self._count == MOST:
+    def begin(self, step: int, reason: str, saved: Checkpoint | None) -> Checkpoint:
+        """Count one more, to `saved`. RefusedError when there were too many, or when there is nothing to go back to."""
+        if saved is None or self._count == MOST:
             self.refuse(step, reason)
         self._count, self._owes_save = self._count + 1, False
+        return saved
 
     def refuse(self, step: int, reason: str) -> NoReturn:
         """RefusedError: the run has diverged for good."""

@@ -15,6 +15,7 @@ from local_hub import LocalHub
 
 from pipeline.cli import main
 from shards import Manifest
+from train import rehearsal
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -97,6 +98,44 @@ def test_a_file_that_is_no_parquet(hub: LocalHub, recipe: list[str]) -> None:
     result = CliRunner().invoke(main, ["plan", *recipe])
     assert result.exit_code == 4, result.output
     assert "sample/a.parquet: bytes that are not a whole parquet file" in result.output
+
+
+def test_training_is_measured_and_so_are_its_checkpoints(tiny_toml: Path, tmp_path: Path) -> None:
+    options = [str(tiny_toml), "--home", str(tmp_path), "--set", "train.steps=40"]
+    found = plan(options)["training"]
+    assert isinstance(found, dict)
+    assert (found["steps"], found["tokens"], found["measured_steps"]) == (40, 10240, 20)
+    assert found["hours"] * 3600 > found["tokens"] / found["tok_per_s"] > 0
+    assert found["mfu_percent"] > 0 and found["peak_source"] == "measured"
+    assert found["saves"] == 3 * found["checkpoint"]
+    assert not (tmp_path / "runs").exists()
+    assert CliRunner().invoke(main, ["train", *options]).exit_code == 0
+    (*_, newest) = sorted((tmp_path / "runs" / "tiny" / "checkpoints").iterdir())
+    assert found["checkpoint"] == pytest.approx(sum(file.stat().st_size for file in newest.iterdir()), rel=0.05)
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for(
+    tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "SECONDS", 1e-9)
+    found = plan([str(tiny_toml), "--home", str(tmp_path)])["training"]
+    assert isinstance(found, dict)
+    assert (found["micro_batch"], found["measured_sequences"], found["measured_steps"]) == (8, 1, 0)
+    assert found["hours"] * 3600 > found["tokens"] / found["tok_per_s"] > 0
+
+
+def test_a_person_reads_both_parts(tiny_toml: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["plan", str(tiny_toml), "--home", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    words = [line.split()[0] for line in result.stdout.splitlines()]
+    assert words[:3] == ["corpus", "files", "tokens"]
+    assert words[words.index("folder") + 1 :] == ["train", "device", "speed", "time", "saves"]
+    assert "15.4 k tokens in 60 steps, float32" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines() if not line.startswith("folder")) <= 80
+
+
+def test_without_a_length_nothing_is_trained(recipe: list[str], hub: LocalHub) -> None:
+    assert plan(recipe)["training"] is None
 
 
 def test_a_local_plan(corpus_file: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Weights & Biases and trackio are tested where their extras are installed, offlin
 import json
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -106,7 +106,7 @@ def test_trackio_over_a_restart(
 class Failing:
     """A tracker that works until it does not."""
 
-    asked: list[int] = []
+    asked: ClassVar[list[int]] = []
 
     def __init__(self, *_: object) -> None:
         self.asked.clear()

@@ -1,0 +1,104 @@
+"""One line a log step, at most 80 columns, whatever the numbers."""
+
+import pytest
+
+from pipeline.terminal import Terminal, thousands
+
+START = {
+    "family": "modern",
+    "parameters": 162_151_680,
+    "device": "NVIDIA GeForce RTX 3090",
+    "precision": "bfloat16",
+    "steps": 19073,
+    "step": 0,
+    "batch_tokens": 262_144,
+    "micro_batch": 16,
+    "accumulation": 16,
+    "seq_len": 1024,
+    "epoch_tokens": 9_999_999_999,
+    "flops_per_token": 854_438_400,
+    "peak_flops": 71e12,
+    "peak_source": "table",
+}
+LOG = {
+    "step": 19073,
+    "steps": 19073,
+    "loss": 10.8249,
+    "lr": 2.5e-2,
+    "grad_norm": 1234.56,
+    "tok_per_s": 463_123.4,
+    "mfu_percent": 55.21,
+    "stall_percent": 0.0123,
+    "eta_seconds": 123 * 3600 + 59,
+}
+ENERGY = {"watts": 349.7, "energy_kwh": 4.3512, "cost": 1.3054}
+EVAL = {"step": 250, "val_loss": 3.28, "val_bpb": 1.02}
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("COLUMNS", "80")
+    return Terminal()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    found = capsys.readouterr().err.splitlines()
+    assert max(map(len, found)) <= 80
+    return found
+
+
+def test_a_row_has_what_a_person_needs(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.training("log", {**LOG, **ENERGY})
+    header, row = lines(capsys)
+    assert header.split() == ["step", "loss", "lr", "grad", "tok/s", "MFU", "stall", "watts", "left"]
+    assert row.split() == [
+        *("19073/19073", "10.8249", "2.5e-2", "1234.56", "463k", "55.2%", "0.01%", "350", "123:00:59")
+    ]
+    assert len(header) == len(row)
+
+
+def test_no_card_no_watts(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.training("log", LOG)
+    assert "watts" not in lines(capsys)[0]
+
+
+def test_the_header_comes_again_after_what_stood_between(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, row in (("log", LOG), ("log", LOG), ("save", {"step": 1, "path": "x"}), ("log", LOG)):
+        terminal.training(kind, row)
+    terminal.training("eval", EVAL)
+    terminal.training("log", LOG)
+    found = ["header" if "tok/s" in line else line.split()[0] for line in lines(capsys)]
+    assert found == ["header", *["19073/19073"] * 3, "250", "header", "19073/19073"]
+
+
+def test_the_scale_of_mfu_is_said_at_the_start(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.training("start", START)
+    assert lines(capsys)[-1].strip() == "854 MFLOP a token (6 N + 12 L D T), peak 71.0 TFLOP/s (table)"
+
+
+def test_the_end_sums_up(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    end = {"step": 7629, "tokens": 1_999_896_576, "hours": 11.09, "tok_per_s": 50_093.4, "memory_gb": 21.43}
+    terminal.training("end", end)
+    terminal.training("end", {**end, **ENERGY})
+    assert lines(capsys) == [
+        "trained   2.0G tokens in 11:05:24, 50.1k tok/s, 21.4 GB",
+        "trained   2.0G tokens in 11:05:24, 50.1k tok/s, 21.4 GB; 4.35 kWh, cost 1.31",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (0, ("0.0", "")),
+        (99.94, ("99.9", "")),
+        (99.96, ("100", "")),
+        (999.4, ("999", "")),
+        (999.6, ("1.0", "k")),
+        (854.4e6, ("854", "M")),
+        (2.25e15, ("2250", "T")),
+    ],
+)
+def test_numbers_in_three_digits(number: float, expected: tuple[str, str]) -> None:
+    assert thousands(number) == expected

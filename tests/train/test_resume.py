@@ -14,7 +14,7 @@ import pytest
 from harness import command, millpond
 
 from shards import OutOfTime, RefusedError
-from train.checkpoint import Best, load_best, step_of, steps
+from train.checkpoint import Best, load_best, load_latest, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.loop import Job, Trainer
 from train.metrics import read_rows
@@ -76,6 +76,38 @@ def test_stopped_anywhere_and_resumed(
     assert result.weights_sha256 == weights
     assert rows(tmp_path / "metrics.jsonl") == rows(root / "metrics.jsonl")
     assert rows(tmp_path / "samples.jsonl") == rows(root / "samples.jsonl")
+
+
+class Burning:
+    """A card that has used one kWh since it was looked at first."""
+
+    def joules(self) -> float:
+        return 3.6e6
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_was_spent_goes_on_and_changes_nothing(
+    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.loop.card_power", lambda _: Burning())
+    wanted = job(tiny_folder, tmp_path, kwh_price=0.5)
+    with pytest.raises(Stopped):
+        Trainer(wanted, stop_at(10, "save")).run()
+    saved = load_latest(wanted.checkpoints)
+    assert saved and saved.progress.energy_kwh == 1 and saved.progress.seconds > 0
+    ends = []
+    Trainer(wanted, lambda kind, row: ends.append(row) if kind == "end" else None).run()
+    found = [row for row in read_rows(tmp_path / "metrics.jsonl") if "energy_kwh" in row]
+    assert [(row["step"], row["energy_kwh"], row["cost"]) for row in found] == [
+        *((step, 1, 0.5) for step in (3, 6, 9)),
+        *((step, 2, 1.0) for step in (12, 15, 18, 21, 24)),
+    ]
+    (end,) = ends
+    assert (end["tokens"], end["energy_kwh"]) == (24 * 256, 2)
+    assert end["tok_per_s"] < end["tokens"] / saved.progress.seconds
+    assert rows(tmp_path / "metrics.jsonl") == rows(undisturbed[0] / "metrics.jsonl")
 
 
 def test_a_finished_run_measures_the_same_again(

@@ -93,8 +93,9 @@ def _run(trial: Trial, ramp: Ramp, micro_batch: int, power: CardPower | None) ->
         stepper.learn(batch)
         if micro_batch * (trial.now() - began) > SECONDS:
             micro_batch = 1
-    batch = trial.batch(micro_batch)
-    stepper.learn(batch)
+    if trial.device.type == "cuda" or micro_batch > 1:
+        batch = trial.batch(micro_batch)
+        stepper.learn(batch)
     stepper.update()
     moments = [trial.now()]
     stepper.learn(batch)

@@ -107,6 +107,7 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
     from train.flops import flops_per_token, peak
     from train.ramp import Ramp
     from train.rehearsal import rehearse
+    from train.saver import most_at_once
 
     pipeline.terminal.note("measuring some steps of training")
     model, optim, train, vocab_size = recipe.model, recipe.optim, recipe.train, plan.vocab_size
@@ -136,7 +137,7 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
         kwh=kwh,
         cost=kwh * train.kwh_price if kwh is not None and train.kwh_price else None,
         checkpoint=found.checkpoint_bytes,
-        saves=(train.keep_checkpoints + 1) * found.checkpoint_bytes,
+        saves=most_at_once(train.keep_checkpoints) * found.checkpoint_bytes,
     )
 
 

@@ -194,6 +194,10 @@ class Trial:
             loss_scaler(device, precision),
         )
 
+    def update(self) -> None:
+        """The step of the optimizers, whatever the loss was."""
+        self.stepper.update(torch.zeros((), device=self.device))
+
     def training_rate(self, size: int) -> float | None:
         """Tokens a second, forward and backward, with an optimizer step to either side of the timed passes."""
 
@@ -201,7 +205,7 @@ class Trial:
             for _ in range(passes):
                 self.stepper.learn(batch)
 
-        return self._rate(size, step, lambda: self.stepper.update(torch.zeros((), device=self.device)))
+        return self._rate(size, step, self.update)
 
     def evaluation_rate(self, size: int) -> float | None:
         """Tokens a second, forward alone, the optimizers' state being there."""

@@ -9,6 +9,7 @@ from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.fitting import Fit, Trial
 from train.power import CardPower, card_power
 from train.ramp import Ramp
+from train.saver import checkpoint_nbytes
 
 STEPS = 20
 SECONDS = 30.0  # for them, or for as many micro-batches as fit in it: on a CPU one step can take hours
@@ -68,7 +69,7 @@ def rehearse(
         tok_per_s=ramp.tokens / training,
         seconds=training + evaluations * min(train.eval_tokens, val_tokens) / evaluation_rate,
         watts=timed.watts,
-        checkpoint_bytes=_checkpoint_bytes(trial),
+        checkpoint_bytes=checkpoint_nbytes(trial.model, trial.stepper.optimizers),
     )
 
 
@@ -96,11 +97,11 @@ def _run(trial: Trial, ramp: Ramp, micro_batch: int, power: CardPower | None) ->
     if trial.device.type == "cuda" or micro_batch > 1:
         batch = trial.batch(micro_batch)
         stepper.learn(batch)
-    stepper.update()
+    trial.update()
     moments = [trial.now()]
     stepper.learn(batch)
     moments.append(trial.now())
-    stepper.update()
+    trial.update()
     moments.append(trial.now())
     first, an_update = moments[1] - moments[0], moments[2] - moments[1]
     accumulation = ramp.batch_tokens(ramp.steps - 1) // (micro_batch * trial.model.config.seq_len)
@@ -109,7 +110,7 @@ def _run(trial: Trial, ramp: Ramp, micro_batch: int, power: CardPower | None) ->
     for number in range(1, count + 1):
         stepper.learn(batch)
         if number % accumulation == 0:
-            stepper.update()
+            trial.update()
     seconds = trial.now() - began
     used = power.joules() if power else None
     steps = count // accumulation
@@ -121,9 +122,3 @@ def _run(trial: Trial, ramp: Ramp, micro_batch: int, power: CardPower | None) ->
         an_update,
         None if joules is None or used is None else (used - joules) / seconds,
     )
-
-
-def _checkpoint_bytes(trial: Trial) -> int:
-    """All that a checkpoint holds, once the optimizers have their state."""
-    tensors = trial.model.state_dict() | trial.stepper.optimizers.tensors() | trial.stepper.tensors()
-    return sum(tensor.nbytes for tensor in tensors.values())

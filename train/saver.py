@@ -90,11 +90,15 @@ def checkpoint_nbytes(model: Model, optimizers: Optimizers) -> int:
     return nbytes
 
 
+def most_at_once(keep: int) -> int:
+    """How many checkpoints there are at the fullest moment: the newest `keep`, the best, and the one being written."""
+    return keep + 2
+
+
 def require_room(folder: Path, nbytes: int, keep: int, saves: int) -> None:
     """Before a run that will save `saves` times: DiskError unless its checkpoints fit into `folder`.
 
-    At the fullest moment there are the newest `keep`, the best, and the one being written, each of `nbytes`. HostError
-    when nothing may be written there.
+    HostError when nothing may be written there.
     """
     if not saves:
         return
@@ -106,7 +110,7 @@ def require_room(folder: Path, nbytes: int, keep: int, saves: int) -> None:
             "make it writable, or choose another place with --home DIR",
         )
     there = len(checkpoints.steps(folder))
-    count = max(1, min(keep + 2, there + saves) - there)
+    count = max(1, min(most_at_once(keep), there + saves) - there)
     free = shutil.disk_usage(place).free
     if free < count * nbytes:
         raise DiskError(

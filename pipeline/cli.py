@@ -12,6 +12,7 @@ import click
 from pipeline.cli_shards import shards
 from pipeline.options import as_json, home, pipeline_of, print_json, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
+from train.world import is_first_to_fail, is_silent
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
@@ -27,7 +28,8 @@ class _Failed(click.ClickException):
         self.exit_code = error.exit_code  # type: ignore[misc]  # click calls it a class variable and reads the instance
 
     def show(self, file: Any = None) -> None:
-        terminal().error(self.message, self.word)
+        if is_first_to_fail():
+            terminal().error(self.message, self.word)
 
 
 class _Main(click.Group):
@@ -53,7 +55,7 @@ def main() -> None:
     CONFIG is a preset's name (demo, overnight, gpt2, gpt2-tuned, gpt2-book) or a TOML file; RUN is a run's name.
     Running a command again goes on where it stopped, or says that it is done.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR if is_silent() else logging.WARNING)
 
 
 _config = click.argument("config", default="demo")

@@ -16,7 +16,7 @@ from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.manifest import Manifest, decode, encode
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
-    from train.loop import Job
+    from train.job import Job
 
 MAX_NAME = 60
 
@@ -124,7 +124,7 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
 
 def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
     """What the trainer needs to know of a run. RefusedError when a token folder is another one of the same name."""
-    from train.loop import Job
+    from train.job import Job
     from train.sources import Source
 
     for one in pinned.each:

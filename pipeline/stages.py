@@ -18,13 +18,14 @@ import msgspec
 from pipeline import mixture, receipt, runs, trackers
 from pipeline.config import Recipe
 from pipeline.fingerprint import fingerprint
-from pipeline.layout import Layout
+from pipeline.layout import Layout, RunPaths
 from pipeline.terminal import Row, Terminal
 from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
-from train.ramp import Ramp
+from train.ramp import rank_share
+from train.world import World, joined
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.encode import EngineName
@@ -160,7 +161,15 @@ class Pipeline:
         OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
         """
         run = self.layout.run(runs.checked_name(name))
-        Ramp(self.recipe.model, self.recipe.train)  # what cannot be is refused before any work
+        with joined() as world:
+            rank_share(self.recipe.model, self.recipe.train, world.size)  # what cannot be is refused before any work
+            if world.is_first:
+                self._lead(world, name, run, until, fresh=fresh)
+            else:
+                self._follow(world, run, until)
+
+    def _lead(self, world: World, name: str, run: RunPaths, until: float, *, fresh: bool) -> None:
+        """What the one process that writes does: all of it."""
         trackers.require(self.recipe.train.trackers)
         weights = self.prepare()
         wanted = runs.identity_of(self.recipe, runs.pin(weights))
@@ -180,6 +189,7 @@ class Pipeline:
             if (found := receipt.read(run.receipt, print_)) and found.result.keys() >= {"steps", "val_loss"}:
                 what = f"{name}  {found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
                 self.terminal.stage("train", what, done=True)
+                world.first(lambda: [], list[runs.Pinned])  # nothing for the others to do
                 return
             from train.loop import Trainer
 
@@ -195,7 +205,8 @@ class Pipeline:
                     held.enter_context(self._locked(folder.name, self.layout.receipt("tokenize", folder.name)))
                 pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(weights)
                 try:
-                    trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit)
+                    world.first(lambda: [pinned], list[runs.Pinned])
+                    trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit, world)
                 except BaseException:
                     if aside:
                         move(aside, run.root)  # what cannot begin does not push aside what was
@@ -217,6 +228,13 @@ class Pipeline:
                 numbers |= {"best_step": result.best.step, "best_val_loss": result.best.val_loss}
             receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
             self.terminal.finished(name, run, numbers)
+
+    def _follow(self, world: World, run: RunPaths, until: float) -> None:
+        """What the other processes do: wait until the tokens are there, and train."""
+        for pinned in world.first(lambda: [], list[runs.Pinned]):
+            from train.loop import Trainer
+
+            Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training, world).run(until)
 
     def engine(self) -> "EngineName":
         """What encodes on this machine: tiktoken where the fast engine is not installed, and that is said."""

@@ -21,6 +21,7 @@ from shards.atomic import discard, make_folder, published_folder, sha256_of
 from shards.errors import CorruptError, MillpondError, from_os_error
 from shards.manifest import encode
 from train.windows import LoaderState
+from train.world import World
 
 logger = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
@@ -163,6 +164,13 @@ def check(path: Path) -> Progress:
     if path.name != _name(progress.step):
         raise CorruptError(f"{path}: holds step {progress.step}: the folder was renamed")
     return progress
+
+
+def load_agreed(folder: Path, world: World) -> Checkpoint | None:
+    """`load_latest` as rank 0 finds it; the other ranks load the same one, and compare its hashes for themselves."""
+    found = load_latest(folder) if world.is_first else None
+    step = world.first(lambda: found.progress.step if found else -1, int)
+    return found if world.is_first or step < 0 else load(folder / _name(step))
 
 
 def weights_hash(model: dict[str, torch.Tensor]) -> str:

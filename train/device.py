@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -17,12 +18,30 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device() -> torch.device:
-    """CUDA if there is one (CUDA_VISIBLE_DEVICES chooses), else Apple's GPU, else the CPU."""
+    """CUDA if there is one (CUDA_VISIBLE_DEVICES chooses), else Apple's GPU, else the CPU.
+
+    Of several processes that torchrun started on one machine each gets its own card: HostError when they are too many.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        local, cards = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+        if local is not None and int(local) >= cards:
+            raise HostError(
+                f"{os.environ.get('LOCAL_WORLD_SIZE', 'too many')} processes on this machine, which has {cards} CUDA "
+                + ("card" if cards == 1 else "cards"),
+                "each process trains on a card of its own",
+                f"torchrun --nproc-per-node {cards} …",
+            )
+        return torch.device("cuda") if local is None else torch.device("cuda", int(local))
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def devices_here(device: torch.device) -> list[torch.device]:
+    """The devices of all processes on this machine that train the run; `device` is this one's."""
+    if device.index is None:
+        return [device]
+    return [torch.device(device.type, local) for local in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]
 
 
 def device_name(device: torch.device) -> str:

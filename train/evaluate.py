@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from train.documents import ends_of
 from train.model import Model
 from train.windows import FolderWindows
+from train.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +53,21 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[object]],
     *,
     document_mask: bool = False,
+    world: World | None = None,
 ) -> Evaluation:
     """The loss over the first `eval_tokens` targets of `windows` (whole ones, all if there are fewer), in their order.
 
     `batch_size` windows at once, and half as many from where the memory runs out on. With `document_mask`, attention
-    ends where documents do.
+    ends where documents do. Each rank of `world` reads a part, and all get the whole's result, the same bits.
     """
     seq_len = model.config.seq_len
     device = next(model.parameters()).device
-    last = min(windows.count, max(1, eval_tokens // seq_len))
+    whole_windows = min(windows.count, max(1, eval_tokens // seq_len))
     losses: list[torch.Tensor] = []  # of whole batches, left on the device: nothing waits for it before the end
     counts: list[int] = []
-    nbytes = first = 0
+    world = world or World()
+    first, last = (whole_windows * rank // world.size for rank in (world.rank, world.rank + 1))
+    nbytes = 0
     training = model.training
     model.eval()
     while first < last:
@@ -90,8 +94,9 @@ def evaluate(
         counts.append(count * seq_len)
         first += count
     model.train(training)
-    nats = (torch.stack(losses).cpu().double() * torch.tensor(counts)).sum().item()
-    return Evaluation(nats, nbytes, last * seq_len)
+    mine = (torch.stack(losses).cpu().double() * torch.tensor(counts)).sum().item() if losses else 0.0
+    nats, nbytes_in_all = world.sum(mine, nbytes)
+    return Evaluation(nats, int(nbytes_in_all), whole_windows * seq_len)
 
 
 def together(found: Mapping[str, Evaluation]) -> Evaluation:

@@ -4,92 +4,70 @@ Everything that is written depends only on the recipe, the token folder and the 
 instant and started again writes what it would have written.
 """
 
-import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime
 from train import checkpoint as checkpoints
+from train import generators
 from train.checkpoint import Best, Checkpoint, Progress
-from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.device import (
     OrEager,
     autocast,
     device_name,
+    devices_here,
     loss_scaler,
     pick_device,
     resolve_precision,
     wants_compile,
 )
 from train.evaluate import Evaluation
-from train.fitting import best_fit
+from train.fitting import Fit, best_fit
 from train.guard import Guard
+from train.job import Emit, Job, Result
 from train.loader import TokenLoader
 from train.meter import Meter
-from train.metrics import Row, RowLog
+from train.metrics import NoLog, Row, RowLog
 from train.model import Model
 from train.optim import Optimizers
 from train.power import card_power
-from train.ramp import Ramp
+from train.ramp import Ramp, rank_share
 from train.rollback import Rollback
 from train.sample import generate
 from train.saver import Saver, checkpoint_nbytes, require_room
-from train.sources import OpenSources, Source
+from train.signals import caught_signals
+from train.sources import OpenSources
 from train.step import Stepper
 from train.windows import position_of
+from train.world import World
 
-logger = logging.getLogger(__name__)
-Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback" | "end", row)
-
-
-class Job(NamedTuple):
-    """What to train on what, and where to write it.
-
-    `recipe` is the fingerprint of all that can change what is learned.
-    """
-
-    recipe: str
-    model: ModelConfig
-    optim: OptimConfig
-    train: TrainConfig
-    sources: tuple[Source, ...]
-    checkpoints: Path
-    metrics: Path
-    samples: Path
-    fits: Path | None = None  # the micro-batches found on this machine, for all runs
-
-
-class Result(NamedTuple):
-    """How a finished run ended."""
-
-    steps: int
-    tokens: int
-    evaluation: Evaluation
-    weights_sha256: str
-    best: Best | None
+TIME_IS_UP = 1 << 16  # above every signal's number
 
 
 class Trainer:
-    """One run, from its newest whole checkpoint (or the beginning) to its end."""
+    """One run, from its newest whole checkpoint (or the beginning) to its end.
 
-    def __init__(self, job: Job, emit: Emit) -> None:
-        self.job, self.emit = job, emit
+    All ranks of `world` learn, evaluate and fail together; rank 0 alone emits and writes.
+    """
+
+    def __init__(self, job: Job, emit: Emit, world: World | None = None) -> None:
+        self.job, self.world = job, world or World()
+        self.emit = emit if self.world.is_first else _say_nothing
         self.ramp = Ramp(job.model, job.train)
         self.steps = self.ramp.steps
         self.device = pick_device()
         self.precision = resolve_precision(job.train, self.device)
-        self.sources = OpenSources(job.sources, job.model.seq_len, verify="hash")
+        self.sources = OpenSources(job.sources, job.model.seq_len, verify="hash" if self.world.is_first else "size")
         vocab_size = self.sources.tokenizer.vocab_size
         self.windows = self.sources.training(job.train)
-        self.fit = best_fit(job.model, job.optim, job.train, vocab_size, self.device, job.fits)
+        share = rank_share(job.model, job.train, self.world.size)
+        self.fit = self.world.first(
+            lambda: best_fit(job.model, job.optim, share, vocab_size, self.device, job.fits), Fit
+        )
         self.micro_batch = self.fit.micro_batch
         torch.manual_seed(job.train.seed)
         self.model = Model(job.model, vocab_size).to(self.device)
@@ -105,18 +83,22 @@ class Trainer:
             self._autocast,
             loss_scaler(self.device, self.precision),
             self.guard,
+            self.world,
         )
-        self.meter = Meter(
-            job.model, vocab_size, self.device, self.precision, card_power([self.device]), job.train.kwh_price
-        )
+        power = card_power(devices_here(self.device)) if self.world.is_first else None
+        price, processes = job.train.kwh_price, self.world.size
+        self.meter = Meter(job.model, vocab_size, self.device, self.precision, power, price, processes)
+        generators.seed_apart(self.world, job.train.seed, 0)
         self.step = self.position = 0
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         self.best: Best | None = None
-        if saved := checkpoints.load_latest(job.checkpoints):
+        self.evaluation: Evaluation | None = None
+        if saved := checkpoints.load_agreed(job.checkpoints, self.world):
             self._restore(saved)
             self.meter.go_on(saved.progress.seconds, saved.progress.energy_kwh)
-        nbytes = checkpoint_nbytes(self.model, self.optimizers)
-        require_room(job.checkpoints, nbytes, job.train.keep_checkpoints, self._saves_left())
+        if self.world.is_first:
+            nbytes = checkpoint_nbytes(self.model, self.optimizers)
+            require_room(job.checkpoints, nbytes, job.train.keep_checkpoints, self._saves_left())
 
     def run(self, until: float = math.inf) -> Result:
         """Train to the last step.
@@ -127,20 +109,15 @@ class Trainer:
         train = self.job.train
         last_step = self.step if self.position else -1
         with (
-            RowLog(self.job.metrics, last_step) as self.metrics,
-            RowLog(self.job.samples, last_step) as self.samples,
-            TokenLoader(
-                self.windows,
-                self.micro_batch,
-                position=self.position,
-                device=self.device,
-                documents=train.document_mask,
-            ) as loader,
+            self._rows(self.job.metrics, last_step) as self.metrics,
+            self._rows(self.job.samples, last_step) as self.samples,
+            self._loader() as loader,
             self.meter,
             caught_signals() as caught,
             Saver(self.job.checkpoints, train.keep_checkpoints, self._saved) as self.saver,
         ):
-            checkpoints.remove_surplus(self.job.checkpoints, self.step, self.best, train.keep_checkpoints)
+            if self.world.is_first:
+                checkpoints.remove_surplus(self.job.checkpoints, self.step, self.best, train.keep_checkpoints)
             self._announce()
             if self.step == 0:
                 self._evaluate()
@@ -152,7 +129,8 @@ class Trainer:
                 self.step += 1
                 self.position = loader.position
                 last = self.step == self.steps
-                if reason := self.rollback.due(self.step, stopping=self._ending(caught, until) is not None):
+                ending = None if last else self._ending(caught, until)
+                if reason := self.rollback.due(self.step, stopping=ending is not None):
                     self._roll_back(loader, reason)
                     continue
                 if self.step % train.log_every == 0 or last:
@@ -162,7 +140,6 @@ class Trainer:
                         self._evaluate()
                     if _due(self.step, train.sample_every) or last:
                         self._sample()
-                    ending = None if last else self._ending(caught, until)
                     is_best = self.best is not None and self.best.step == self.step
                     if self.rollback.saves or last or is_best or ending:
                         self._save()
@@ -171,7 +148,7 @@ class Trainer:
                     raise ending
             self.emit("end", {"step": self.step, "tokens": self.tokens, **self.meter.summary(self.tokens)})
         weights = checkpoints.weights_hash(self.model.state_dict())
-        return Result(self.steps, self.tokens, self._measure(), weights, self.best)
+        return Result(self.steps, self.tokens, self.evaluation or self._measure(), weights, self.best)
 
     @property
     def tokens(self) -> int:
@@ -179,17 +156,32 @@ class Trainer:
         return self.ramp.tokens_before(self.step)
 
     def _accumulation(self, step: int) -> int:
-        return self.ramp.batch_tokens(step) // self.job.model.seq_len // self.micro_batch
+        return self.ramp.batch_tokens(step) // self.job.model.seq_len // (self.micro_batch * self.world.size)
+
+    def _rows(self, path: Path, last_step: int) -> RowLog:
+        return RowLog(path, last_step) if self.world.is_first else NoLog()
+
+    def _loader(self) -> TokenLoader:
+        return TokenLoader(
+            self.windows,
+            self.micro_batch,
+            position=self.position,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            device=self.device,
+            documents=self.job.train.document_mask,
+        )
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
 
     def _ending(self, caught: list[int], until: float) -> MillpondError | None:
-        """What the run ends with after this step, if it is to end; it is saved first."""
+        """What the run ends with after this step, if it is to end; it is saved first. All ranks agree on it."""
+        reason = self.world.most(caught[0] if caught else TIME_IS_UP if time.monotonic() >= until else 0)
         saved = f"saved at step {self.step} of {self.steps}"
-        if caught:
-            return Interrupted(caught[0], saved)
-        return OutOfTime(saved) if time.monotonic() >= until else None
+        if reason == TIME_IS_UP:
+            return OutOfTime(saved)
+        return Interrupted(reason, saved) if reason else None
 
     def _saves_left(self) -> int:
         """At most how often the rest of the run will save."""
@@ -211,6 +203,7 @@ class Trainer:
                 "batch_tokens": self.ramp.batch_tokens(self.step),
                 "micro_batch": self.micro_batch,
                 "accumulation": self._accumulation(self.step),
+                "processes": self.world.size,
                 "seq_len": job.model.seq_len,
                 "epoch_tokens": self.windows.count * job.model.seq_len,
                 **self.meter.scale(),
@@ -241,7 +234,7 @@ class Trainer:
         bad = self.step
         self.rollback.tell(bad, self.position)
         self.saver.wait()
-        saved = checkpoints.load_latest(self.job.checkpoints)
+        saved = checkpoints.load_agreed(self.job.checkpoints, self.world)
         self._restore(self.rollback.begin(bad, reason, saved))
         left_out, self.position = [self.position, loader.position], loader.position
         self.guard.forgive()
@@ -259,10 +252,11 @@ class Trainer:
             self.fit.eval_batch,
             self._autocast,
             document_mask=self.job.train.document_mask,
+            world=self.world,
         )
 
     def _evaluate(self) -> None:
-        found = self._measure()
+        self.evaluation = found = self._measure()
         if not math.isfinite(found.loss):
             self.rollback.refuse(self.step, "the validation loss is not a number")
         if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
@@ -272,6 +266,8 @@ class Trainer:
         self.emit("eval", row)
 
     def _sample(self) -> None:
+        if not self.world.is_first:
+            return
         for prompt in self.job.train.prompts:
             with self._autocast():
                 text = generate(self.model, self.sources.tokenizer, prompt, self.job.train.sample_tokens)
@@ -281,12 +277,13 @@ class Trainer:
 
     def _save(self) -> None:
         """Begin to save a checkpoint of this step; everything that led to it is on disk before."""
+        self.rollback.saved()
+        drawn = generators.tensors(self.world, self.device)
+        if not self.world.is_first:
+            return
         self.metrics.sync()
         self.samples.sync()
-        state = self.optimizers.tensors() | self.stepper.tensors()
-        state["rng.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        state = self.optimizers.tensors() | self.stepper.tensors() | drawn
         progress = Progress(
             step=self.step,
             tokens=self.tokens,
@@ -298,7 +295,6 @@ class Trainer:
             energy_kwh=self.meter.kwh,
         )
         self.saver.save(Checkpoint(progress, self.model.state_dict(), state))
-        self.rollback.saved()
 
     def _saved(self, path: Path) -> None:
         self.emit("save", {"step": checkpoints.step_of(path), "path": str(path)})
@@ -319,36 +315,16 @@ class Trainer:
         position = position_of(self.windows, progress.data)
         self.model.load_state_dict(saved.model)
         state = saved.state
-        torch.set_rng_state(state.pop("rng.cpu"))
-        if (cuda := state.pop("rng.cuda", None)) is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda, self.device)
+        generators.load_tensors(state, self.world, self.device, self.job.train.seed, progress.step)
         self.stepper.load_tensors(state)
         self.optimizers.load_tensors(state)
         self.step, self.position = progress.step, position
-        self.best = checkpoints.known_best(self.job.checkpoints, progress)
+        known = self.world.first(lambda: [checkpoints.known_best(self.job.checkpoints, progress)], list[Best | None])
+        self.best = known[0]
+
+
+def _say_nothing(_kind: str, _row: Row) -> None: ...
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are added to, so that a step is finished and saved; a second one ends at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def catch(signum: int, _frame: object) -> None:
-        if caught:
-            raise Interrupted(signum, "ended at once; the checkpoint before is kept")
-        caught.append(signum)
-        logger.warning("%s: saving after this step; once more to quit now", signal.Signals(signum).name)
-
-    before = {signum: signal.signal(signum, catch) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -29,8 +29,8 @@ class _Mark(NamedTuple):
 class Meter:
     """Measures from one row to the next. What is paused (evaluation, samples, saves) is in no row's rate.
 
-    `power` is closed at its own end; `kwh_price` is of one kWh, 0 where it is not known. `seconds` and `kwh` count on
-    over restarts, from the checkpoint that a run goes on from.
+    `power` is closed at its own end; `kwh_price` is of one kWh, 0 where it is not known. Rates are of all `processes`,
+    memory is that of this one. `seconds` and `kwh` count on over restarts, from the checkpoint that a run goes on from.
     """
 
     def __init__(
@@ -41,9 +41,11 @@ class Meter:
         precision: torch.dtype,
         power: CardPower | None = None,
         kwh_price: float = 0.0,
+        processes: int = 1,
     ) -> None:
         self.flops_per_token = flops_per_token(model, vocab_size)
         self.peak = peak(device, precision)
+        self._peak_flops = processes * self.peak.flops
         self._device, self._power, self._kwh_price = device, power, kwh_price
         self._began = time.perf_counter()
         self._seconds_before = self._kwh_before = self._paused = 0.0
@@ -86,7 +88,7 @@ class Meter:
         self._most_memory = max(self._most_memory, memory)
         row: Row = {
             "tok_per_s": round(tok_per_s, 1),
-            "mfu_percent": round(100 * tok_per_s * self.flops_per_token / self.peak.flops, 2),
+            "mfu_percent": round(100 * tok_per_s * self.flops_per_token / self._peak_flops, 2),
             "data_wait_ms": round(1000 * queue_wait / steps, 4),
             "transfer_wait_ms": round(1000 * transfer_wait / steps, 4),
             "step_ms": round(1000 * seconds / steps, 2),

@@ -54,6 +54,25 @@ class RowLog:
         return self.path.open("ab")
 
 
+class NoLog(RowLog):
+    """What the processes have that write nothing: another one writes the rows."""
+
+    def __init__(self) -> None: ...
+
+    def write(self, row: Row) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def cut_back(self, last_step: int) -> None:
+        """Nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 def read_rows(path: Path) -> list[Row]:
     """The whole rows of a file; none when there is no file. A last line cut short by a kill is left out."""
     if not path.exists():

@@ -3,6 +3,8 @@
 from bisect import bisect_right
 from math import gcd
 
+import msgspec
+
 from shards.errors import ConfigError
 from train.config import ModelConfig, TrainConfig
 
@@ -47,6 +49,34 @@ class Ramp:
 
     def _part(self, step: int) -> int:
         return bisect_right(self._first_steps, step) - 1
+
+
+def rank_share(model: ModelConfig, train: TrainConfig, world_size: int) -> TrainConfig:
+    """What one of `world_size` processes does of `train`: as many steps, of batches that much smaller.
+
+    ConfigError when the recipe's numbers do not fit together, or the steps are not divided evenly.
+    """
+    sequences = Ramp(model, train).sequences
+    share, rest = divmod(sequences, world_size)
+    if rest:
+        fewer = next(size for size in range(min(world_size, sequences), 0, -1) if sequences % size == 0)
+        raise ConfigError(
+            f"{world_size} processes cannot share {sequences} sequences equally, which all steps are multiples of",
+            "the batch must be the same however many cards learn from it",
+            f"torchrun --nproc-per-node {fewer} …, or for a new run"
+            f" --set train.batch_tokens={-(-train.batch_tokens // (unit := model.seq_len * world_size)) * unit}",
+        )
+    if train.micro_batch and share % train.micro_batch:
+        raise ConfigError(
+            f"train.micro_batch is {train.micro_batch}, each of {world_size} processes has {share} sequences of a step",
+            "the batch must be the same whatever the card",
+            f"choose a divisor of {share}, or 0 to have it chosen",
+        )
+    return msgspec.structs.replace(
+        train,
+        batch_tokens=train.batch_tokens // world_size,
+        batch_ramp=tuple(size // world_size for size in train.batch_ramp),
+    )
 
 
 def _refuse_odd_heads(model: ModelConfig) -> None:

@@ -15,6 +15,7 @@ from train.evaluate import Evaluation, evaluate, together
 from train.model import Model
 from train.order import Interleave
 from train.windows import FolderWindows, Mixture, Windows
+from train.world import World
 
 
 class Source(NamedTuple):
@@ -57,10 +58,11 @@ class OpenSources:
         autocast: Callable[[], AbstractContextManager[object]],
         *,
         document_mask: bool,
+        world: World | None = None,
     ) -> Evaluation:
         """The validation loss over the first `eval_tokens` targets, of each folder as many as is its share; 0: all."""
         interleave, found = Interleave(self._weights), {}
-        measure = partial(evaluate, model, document_mask=document_mask)
+        measure = partial(evaluate, model, document_mask=document_mask, world=world)
         for folder, share in zip(self.folders, interleave.shares, strict=True):
             windows = FolderWindows.of(folder, "val", self._seq_len, 0, "sequential")
             tokens = eval_tokens * share // interleave.period if eval_tokens else windows.count * self._seq_len

@@ -17,6 +17,7 @@ from train.guard import Guard
 from train.loader import Batch
 from train.model import Model
 from train.optim import Optimizers
+from train.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class Stepper:
     """Learns from several batches of the loader as from one batch: their gradients are averaged.
 
     `scaler`, for fp16, scales the loss. `guard` says which steps are skipped, and counts them: without one of its own,
-    those whose loss or gradient is not finite.
+    those whose loss or gradient is not finite. Every rank of `world` has batches of its own, as many; the loss and the
+    gradients are the means of all, the same for all.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Stepper:
         autocast: Callable[[], AbstractContextManager[object]],
         scaler: torch.amp.GradScaler | None = None,
         guard: Guard | None = None,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         self.model, self.optimizers = model, optimizers
         self.clip, self.autocast, self.scaler = clip or float("inf"), autocast, scaler
         self.guard = guard or Guard(next(model.parameters()).device)
@@ -71,6 +75,8 @@ class Stepper:
                 self.model.zero_grad(set_to_none=True)  # a backward pass that broke off has left some of its gradients
                 total.zero_()
                 waiting = batches
+        gradients = (parameter.grad for parameter in self.model.parameters())
+        self.world.average([total, *(gradient for gradient in gradients if gradient is not None)])
         return StepResult(total, self.update(total))
 
     def learn(self, batch: Batch, share: float = 1.0) -> torch.Tensor:

@@ -14,7 +14,8 @@ from test_disk_full import disk, mount  # noqa: F401
 from shards import DiskError
 from train.checkpoint import load_latest, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.loop import Job, Trainer
+from train.job import Job
+from train.loop import Trainer
 from train.metrics import read_rows
 from train.sources import Source
 

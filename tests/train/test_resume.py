@@ -16,7 +16,8 @@ from harness import command, millpond
 from shards import OutOfTime, RefusedError
 from train.checkpoint import Best, load_best, load_latest, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.loop import Job, Trainer
+from train.job import Job
+from train.loop import Trainer
 from train.metrics import read_rows
 from train.sources import Source
 

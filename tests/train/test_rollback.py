@@ -14,7 +14,8 @@ from train import checkpoint as checkpoints
 from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.loader import Batch, TokenLoader
-from train.loop import Job, Trainer
+from train.job import Job
+from train.loop import Trainer
 from train.metrics import RowLog, read_rows
 from train.model import Model
 from train.sources import Source

@@ -124,6 +124,7 @@ def joined() -> Iterator[World]:
         return
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn.functional  # loaded after init, its defaults would hold the group for ever
 
     from train.device import pick_device
 

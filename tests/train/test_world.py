@@ -1,0 +1,199 @@
+"""Several processes learn what one would have learned, save it, stop together, and go on in another number."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rank_work
+import torch
+from harness import complains, tree
+from ranks import Ranks, ranks
+
+from shards import ConfigError, HostError
+from train import checkpoint as checkpoints
+from train.config import ModelConfig, TrainConfig
+from train.device import pick_device
+from train.loop import Job, Trainer
+from train.metrics import Row, read_rows
+from train.ramp import rank_share
+from train.world import World, joined
+
+TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with ranks(2) as started:
+        yield started
+
+
+def rows(of: Job) -> list[Row]:
+    """The rows without what a clock says."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(of.metrics)]
+
+
+def assert_same(ours: Job, theirs: Job) -> None:
+    for a, b in zip(rows(ours), rows(theirs), strict=True):
+        assert a.keys() == b.keys()
+        norms = a.pop("grad_norm", 0.0), b.pop("grad_norm", 0.0)
+        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+        assert [a[key] for key in a] == pytest.approx([b[key] for key in a], abs=1e-5), a["step"]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """50 steps in one process."""
+    job = rank_work.job(tiny_folder, tmp_path_factory.mktemp("alone"), steps=50)
+    Trainer(job, lambda *_: None).run()
+    return job
+
+
+def test_how_ranks_speak_to_each_other(two: Ranks) -> None:
+    found = two.run(rank_work.talk)
+    assert [one.pop("calls") for one in found] == [[0], []]
+    assert found[0] == found[1]
+    assert found[0] == {
+        "first": ["from", "0"],
+        "most": 7,
+        "sum": [0.2, 1.0],
+        "gathered": [[0, 9], [1, 9]],
+        "average": [[[0.5, 0.5]] * 3, 2.0, [0.0] * 5],
+    }
+
+
+def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    with joined() as world:
+        found = rank_work.talk(world)
+    assert found == {
+        "first": ["from", "0"],
+        "calls": [0],
+        "most": 0,
+        "sum": [0.1, 0.0],
+        "gathered": [[0, 9]],
+        "average": [[[0.0, 0.0]] * 3, 0.0, [0.0] * 5],
+    }
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("size", [4, 2])
+def test_the_gradients_are_those_of_one_process(two: Ranks, size: int) -> None:
+    one = rank_work.learn(World(), 8)
+    for found in two.run(rank_work.learn, size):
+        assert np.allclose(found["gradients"], one["gradients"], rtol=1e-5, atol=1e-7)
+        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        assert found["norms"] == pytest.approx(one["norms"], rel=1e-5)
+        assert np.allclose(found["weights"], one["weights"], atol=1e-6)
+
+
+def test_it_does_not_matter_how_they_are_bundled(two: Ranks) -> None:
+    whole = two.run(rank_work.learn, 4)
+    cut = two.run(rank_work.learn_in_buckets, 4, 2000)
+    assert all(np.array_equal(a["weights"], b["weights"]) for a, b in zip(whole, cut, strict=True))
+
+
+def test_memory_that_runs_out_on_one_rank_is_that_ranks_own_affair(two: Ranks) -> None:
+    one = rank_work.learn(World(), 8)
+    found = two.run(rank_work.learn, 4, 1)
+    assert [each["pieces"] for each in found] == [1, 2]
+    assert np.array_equal(found[0]["weights"], found[1]["weights"])
+    assert np.allclose(found[0]["weights"], one["weights"], atol=1e-6)
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all(two: Ranks) -> None:
+    found = two.run(rank_work.overflow)
+    assert found == [[0.0, 512.0, True]] * 2
+
+
+def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None:
+    """Over 50 steps: losses and evaluations. Rank 0 alone writes and speaks, and writes what one process does."""
+    job = rank_work.job(alone.folder, tmp_path, steps=50)
+    first, second = two.run(rank_work.train, job)
+    assert_same(job, alone)
+    assert second.events == [] and set(first.events) == {"start", "log", "eval", "sample", "save"}
+    assert first.weights == second.weights and first.evaluation == second.evaluation
+    assert (first.micro_batch, second.micro_batch) == (4, 4)
+    assert tree(tmp_path).keys() == tree(alone.metrics.parent).keys()
+    steps = [[row["step"] for row in read_rows(path / "samples.jsonl")] for path in (tmp_path, alone.metrics.parent)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_going_on_in_another_number(two: Ranks, alone: Job, tmp_path: Path, before: int, after: int) -> None:
+    job = rank_work.job(alone.folder, tmp_path, steps=50)
+    stopped = two.run(rank_work.stop, job, 1, 17) if before == 2 else [rank_work.stop(World(), job, 0, 17)]
+    assert stopped == [(143, 17)] * before  # one rank got the signal
+    assert checkpoints.load(job.checkpoints / "step-000017").progress.data.position == 17 * 8
+    ended = two.run(rank_work.train, job) if after == 2 else [rank_work.train(World(), job)]
+    assert len({each.weights for each in ended}) == 1
+    assert_same(job, alone)
+
+
+def test_going_on_in_the_same_number_is_exact(two: Ranks, tiny_folder: Path, tmp_path: Path) -> None:
+    """Bit for bit, with dropout, which each rank draws for itself."""
+    calm, stopped = (rank_work.job(tiny_folder, tmp_path / name, dropout=0.1) for name in ("calm", "stopped"))
+    expected = two.run(rank_work.train, calm)
+    assert two.run(rank_work.stop, stopped, 0, 13) == [(143, 13)] * 2
+    assert [each.weights for each in two.run(rank_work.train, stopped)] == [each.weights for each in expected]
+    assert rows(stopped) == rows(calm)
+    state = checkpoints.load(stopped.checkpoints / "step-000040").state
+    assert not torch.equal(state["rng.cpu"], state["rng.cpu.1"])
+    ended = rank_work.train(World(), rank_work.job(tiny_folder, tmp_path / "alone", dropout=0.1))
+    assert ended.weights != expected[0].weights
+
+
+def test_the_newest_checkpoint_is_damaged(two: Ranks, tiny_folder: Path, tmp_path: Path) -> None:
+    """Rank 0 sees it, and all go back to the one before."""
+    calm, job = (rank_work.job(tiny_folder, tmp_path / name, dropout=0.1) for name in ("calm", "damaged"))
+    expected = two.run(rank_work.train, calm)
+    two.run(rank_work.stop, job, 0, 13)
+    weights = job.checkpoints / "step-000013" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert [each.weights for each in two.run(rank_work.train, job)] == [each.weights for each in expected]
+
+
+def share_of(world_size: int, **settings: Any) -> TrainConfig:
+    train = TrainConfig(**{"steps": 10, "batch_tokens": 64 * 12, **settings})
+    return rank_share(ModelConfig(seq_len=64), train, world_size)
+
+
+def test_what_a_rank_does_of_a_step() -> None:
+    assert share_of(1) == TrainConfig(steps=10, batch_tokens=64 * 12)
+    found = share_of(3, batch_ramp=(64 * 6,), micro_batch=2)
+    assert (found.batch_tokens, found.batch_ramp, found.steps) == (64 * 4, (64 * 2,), 10)
+    with complains(
+        ConfigError,
+        "5 processes cannot share 12 sequences equally, which all steps are multiples of",
+        "the batch must be the same however many cards learn from it",
+        "to mend: torchrun --nproc-per-node 4 …, or for a new run --set train.batch_tokens=960",
+    ):
+        share_of(5)
+    with complains(
+        ConfigError,
+        "train.micro_batch is 6, each of 3 processes has 4 sequences of a step",
+        "the batch must be the same whatever the card",
+        "to mend: choose a divisor of 4, or 0 to have it chosen",
+    ):
+        share_of(3, micro_batch=6)
+
+
+def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with complains(
+        HostError,
+        "4 processes on this machine, which has 2 CUDA cards",
+        "each process trains on a card of its own",
+        "to mend: torchrun --nproc-per-node 2 …",
+    ):
+        pick_device()

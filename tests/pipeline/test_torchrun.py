@@ -74,7 +74,7 @@ def test_what_is_wrong_is_said_once(tiny_toml: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("whom", ["torchrun", "rank 1"])
 def test_stopped_and_run_again(tiny_toml: Path, tmp_path: Path, whom: str) -> None:
     """By SIGTERM to torchrun: saved. By SIGKILL to one of the ranks: all end, and the next one goes on from before."""
-    options = ("train", tiny_toml, "--home", tmp_path, "--set", "train.steps=300", "--set", "train.eval_every=0")
+    options = ("train", tiny_toml, "--home", tmp_path, "--set", "train.steps=120", "--set", "train.eval_every=0")
     run = tmp_path / "runs" / "tiny"
     process = torchrun(*options)
     until_step(15, run / "metrics.jsonl", process)
@@ -88,7 +88,7 @@ def test_stopped_and_run_again(tiny_toml: Path, tmp_path: Path, whom: str) -> No
     saved = max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
     if whom == "torchrun":
         assert saved == read_rows(run / "metrics.jsonl")[-1]["step"]
-        assert log.count(f"saved at step {saved} of 300") == 1, log
+        assert log.count(f"saved at step {saved} of 120") == 1, log
         assert log.count("saving after this step") == 1, log
     assert saved >= 10
     again = torchrun(*options)
@@ -96,5 +96,5 @@ def test_stopped_and_run_again(tiny_toml: Path, tmp_path: Path, whom: str) -> No
     assert again.returncode == 0, log
     assert f"goes on at step {saved} of" in log
     steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if "loss" in row]
-    assert steps == list(range(1, 301))
+    assert steps == list(range(1, 121))
     assert not litter(tmp_path)

@@ -27,6 +27,7 @@ SEQUENCES = 8  # of a step
 
 def job(tokens: Path, root: Path, *, dropout: float = 0.0, **train: Any) -> Job:
     """40 steps of 8 sequences. AdamW: Muon computes in bf16, where the order of a sum shows after some steps."""
+    root.mkdir(exist_ok=True)
     config = {"steps": 40, "batch_tokens": 256, "log_every": 1, "eval_every": 10, "checkpoint_every": 10, **train}
     return Job(
         recipe="00" * 32,

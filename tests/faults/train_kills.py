@@ -25,14 +25,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import torch._dynamo  # noqa: F401  # loaded by what lays a model out on the meta device; once here, not in every run
-from harness import TINY, litter, pipeline_of, stdlib_texts
+from harness import TINY, litter, pipeline_of, results, stdlib_texts
+from msgspec.structs import replace
 
 import prepare.build
 import prepare.corpora  # noqa: F401
 from pipeline.config import Recipe, load
+from shards.atomic import sha256_of
 from train import checkpoint
 from train.loop import Trainer
-from train.metrics import read_rows
 
 STEPS = 40
 SETTINGS = (
@@ -45,7 +46,6 @@ SETTINGS = (
     "model.dropout=0.1",
     'optim.name="muon"',
 )
-CLOCK = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 CALLS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open"}  # as Python's audit events call them
 Point = tuple[str, int, int]  # ("step", step, 0), ("call", save, call) or ("byte", save, byte), counted from 1
 
@@ -137,18 +137,17 @@ class Gate:
 
     def _end_of(self, name: str) -> dict[str, Any]:
         run = self.home / "runs" / name
-        rows = [
-            [{key: value for key, value in row.items() if key not in CLOCK} for row in read_rows(run / file)]
-            for file in ("metrics.jsonl", "samples.jsonl")
-        ]
+        rows = [results(run / file) for file in ("metrics.jsonl", "samples.jsonl")]
         newest = checkpoint.load_latest(run / "checkpoints")
         assert newest is not None and newest.step == STEPS
         kept = [path.name for path in checkpoint.steps(run / "checkpoints")]
-        sums = [(run / "checkpoints" / each / checkpoint.SUMS).read_text() for each in kept]
+        sums = [sha256_of(file) for each in kept for file in sorted((run / "checkpoints" / each).glob("*.safetensors"))]
+        progress = [checkpoint.check(run / "checkpoints" / each) for each in kept]
         return {
             "rows": rows,
             "kept": kept,
             "sums": sums,
+            "progress": [replace(each, seconds=0.0, energy_kwh=0.0) for each in progress],
             "result": json.loads((run / "receipt.json").read_text())["result"],
         }
 

@@ -10,16 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
-from harness import TINY, command, millpond, prepared
+from harness import TINY, command, millpond, prepared, results
 
 from pipeline import runs
 from pipeline.cli import main
 from pipeline.config import load
 from pipeline.layout import Layout
 from shards import Manifest
-from train.metrics import read_rows
-
-TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 
 
 class Home(NamedTuple):
@@ -69,8 +66,7 @@ def refused(result: Result, code: int, count: int = 3) -> list[str]:
 
 
 def rows(home: Path) -> list[dict[str, Any]]:
-    found = read_rows(home / "runs" / "mixed" / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
+    return results(home / "runs" / "mixed" / "metrics.jsonl")
 
 
 def test_a_mixture_is_trained_and_measured(home: Home) -> None:

@@ -7,6 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
 from prepare.python_docs import docstrings
 from shards.errors import MillpondError
+from train.metrics import read_rows
 
 TINY = """
 [corpus]
@@ -56,6 +58,13 @@ def prepared(recipe: Recipe, home: Path) -> Path:
     """The recipe's token folder."""
     (folder,) = pipeline_of(recipe, home).prepare()
     return folder
+
+
+def results(rows: Path) -> list[dict[str, Any]]:
+    """The rows of a run's file, without what a clock or a gauge says: that is another time each time."""
+    gauges = {"tok_per_s", "mfu_percent", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
+    gauges |= {"memory_gb", "watts", "energy_kwh", "cost"}
+    return [{key: value for key, value in row.items() if key not in gauges} for row in read_rows(rows)]
 
 
 def stdlib_texts() -> list[str]:

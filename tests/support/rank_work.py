@@ -14,10 +14,12 @@ from shards.errors import Interrupted
 from train import world as train_world
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.evaluate import Evaluation
+from train.job import Job
 from train.loader import Batch
-from train.loop import Job, Trainer
+from train.loop import Trainer
 from train.model import Model
 from train.optim import Optimizers
+from train.sources import Source
 from train.step import Stepper, StepResult
 from train.world import World
 
@@ -34,8 +36,7 @@ def job(tokens: Path, root: Path, *, dropout: float = 0.0, **train: Any) -> Job:
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=dropout),
         optim=OptimConfig(name="adamw", lr=3e-3, eps=1e-8, warmup_steps=3),
         train=TrainConfig(eval_tokens=32 * 37, sample_every=20, sample_tokens=4, **config),
-        folder=tokens,
-        parts=5,
+        sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",
         samples=root / "samples.jsonl",

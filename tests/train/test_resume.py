@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from harness import command, millpond
+from harness import command, millpond, results
 
 from shards import OutOfTime, RefusedError
 from train.checkpoint import Best, load_best, load_latest, step_of, steps
@@ -20,11 +20,6 @@ from train.job import Job
 from train.loop import Trainer
 from train.metrics import read_rows
 from train.sources import Source
-
-TIMES = {
-    *("tok_per_s", "mfu_percent", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"),
-    *("memory_gb", "watts", "energy_kwh", "cost"),
-}
 
 
 def job(tokens: Path, root: Path, **train: Any) -> Job:
@@ -39,11 +34,6 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
         metrics=root / "metrics.jsonl",
         samples=root / "samples.jsonl",
     )
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows without what a clock says."""
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(path)]
 
 
 class Stopped(Exception):
@@ -75,8 +65,8 @@ def test_stopped_anywhere_and_resumed(
     result = Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
     root, weights = undisturbed
     assert result.weights_sha256 == weights
-    assert rows(tmp_path / "metrics.jsonl") == rows(root / "metrics.jsonl")
-    assert rows(tmp_path / "samples.jsonl") == rows(root / "samples.jsonl")
+    assert results(tmp_path / "metrics.jsonl") == results(root / "metrics.jsonl")
+    assert results(tmp_path / "samples.jsonl") == results(root / "samples.jsonl")
 
 
 class Burning:
@@ -108,7 +98,7 @@ def test_what_was_spent_goes_on_and_changes_nothing(
     (end,) = ends
     assert (end["tokens"], end["energy_kwh"]) == (24 * 256, 2)
     assert end["tok_per_s"] < end["tokens"] / saved.progress.seconds
-    assert rows(tmp_path / "metrics.jsonl") == rows(undisturbed[0] / "metrics.jsonl")
+    assert results(tmp_path / "metrics.jsonl") == results(undisturbed[0] / "metrics.jsonl")
 
 
 def test_a_finished_run_measures_the_same_again(
@@ -116,11 +106,11 @@ def test_a_finished_run_measures_the_same_again(
 ) -> None:
     root, weights = undisturbed
     shutil.copytree(root, tmp_path / "run")
-    before = rows(tmp_path / "run" / "metrics.jsonl")
+    before = results(tmp_path / "run" / "metrics.jsonl")
     result = Trainer(job(tiny_folder, tmp_path / "run"), lambda *_: None).run()
     assert result.weights_sha256 == weights
     assert result.evaluation.loss == before[-1]["val_loss"]
-    assert rows(tmp_path / "run" / "metrics.jsonl") == before
+    assert results(tmp_path / "run" / "metrics.jsonl") == before
 
 
 def test_another_micro_batch_sees_the_same_data(
@@ -134,7 +124,7 @@ def test_another_micro_batch_sees_the_same_data(
         Trainer(wanted, stop_at(10, "save")).run()
     smaller = wanted._replace(train=msgspec.structs.replace(wanted.train, micro_batch=2))
     Trainer(smaller, lambda *_: None).run()
-    for ours, theirs in zip(rows(tmp_path / "metrics.jsonl"), rows(tmp_path / "a"), strict=True):
+    for ours, theirs in zip(results(tmp_path / "metrics.jsonl"), results(tmp_path / "a"), strict=True):
         assert ours.keys() == theirs.keys()
         norms = ours.pop("grad_norm", 0.0), theirs.pop("grad_norm", 0.0)  # of what the losses cancel out
         assert norms[0] == pytest.approx(norms[1], rel=1e-3)
@@ -162,7 +152,7 @@ def test_a_run_that_diverges_stops_before_it_is_saved(
 
 
 def evaluations(path: Path) -> dict[int, float]:
-    return {row["step"]: row["val_loss"] for row in rows(path) if row.get("val_loss") and row["step"]}
+    return {row["step"]: row["val_loss"] for row in results(path) if row.get("val_loss") and row["step"]}
 
 
 def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
@@ -210,7 +200,7 @@ def test_time_that_is_up(tiny_folder: Path, tmp_path: Path, undisturbed: tuple[P
     result = Trainer(job(tiny_folder, tmp_path), lambda *_: None).run(until=time.monotonic() + 3600)
     root, weights = undisturbed
     assert result.weights_sha256 == weights
-    assert rows(tmp_path / "metrics.jsonl") == rows(root / "metrics.jsonl")
+    assert results(tmp_path / "metrics.jsonl") == results(root / "metrics.jsonl")
 
 
 def test_max_hours(tiny_toml: Path, tmp_path: Path) -> None:
@@ -227,7 +217,7 @@ def test_max_hours(tiny_toml: Path, tmp_path: Path) -> None:
 
 def final(home: Path, name: str) -> tuple[list[dict[str, Any]], str]:
     run = home / "runs" / name
-    return rows(run / "metrics.jsonl"), json.loads((run / "receipt.json").read_text())["result"]["weights_sha256"]
+    return results(run / "metrics.jsonl"), json.loads((run / "receipt.json").read_text())["result"]["weights_sha256"]
 
 
 def last_step(path: Path) -> int:

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from harness import results
 
 from shards import Interrupted, RefusedError
 from train import checkpoint as checkpoints
 from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.loader import Batch, TokenLoader
 from train.job import Job
+from train.loader import Batch, TokenLoader
 from train.loop import Trainer
-from train.metrics import RowLog, read_rows
+from train.metrics import RowLog
 from train.model import Model
 from train.sources import Source
 
-TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 SEQUENCES = 4  # a step's
 
 
@@ -39,9 +39,7 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
-    """The rows without what a clock says."""
-    kept = read_rows(root / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in kept]
+    return results(root / "metrics.jsonl")
 
 
 @pytest.fixture

@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import rank_work
 import torch
-from harness import complains, tree
+from harness import complains, results, tree
 from ranks import Ranks, ranks
 
 from shards import ConfigError, HostError
 from train import checkpoint as checkpoints
 from train.config import ModelConfig, TrainConfig
 from train.device import pick_device
-from train.loop import Job, Trainer
-from train.metrics import Row, read_rows
+from train.job import Job
+from train.loop import Trainer
+from train.metrics import read_rows
 from train.ramp import rank_share
 from train.world import World, joined
-
-TIMES = {"tok_per_s", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +28,8 @@ def two() -> Iterator[Ranks]:
         yield started
 
 
-def rows(of: Job) -> list[Row]:
-    """The rows without what a clock says."""
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(of.metrics)]
-
-
 def assert_same(ours: Job, theirs: Job) -> None:
-    for a, b in zip(rows(ours), rows(theirs), strict=True):
+    for a, b in zip(results(ours.metrics), results(theirs.metrics), strict=True):
         assert a.keys() == b.keys()
         norms = a.pop("grad_norm", 0.0), b.pop("grad_norm", 0.0)
         assert norms[0] == pytest.approx(norms[1], rel=1e-3)
@@ -138,7 +132,7 @@ def test_going_on_in_the_same_number_is_exact(two: Ranks, tiny_folder: Path, tmp
     expected = two.run(rank_work.train, calm)
     assert two.run(rank_work.stop, stopped, 0, 13) == [(143, 13)] * 2
     assert [each.weights for each in two.run(rank_work.train, stopped)] == [each.weights for each in expected]
-    assert rows(stopped) == rows(calm)
+    assert results(stopped.metrics) == results(calm.metrics)
     state = checkpoints.load(stopped.checkpoints / "step-000040").state
     assert not torch.equal(state["rng.cpu"], state["rng.cpu.1"])
     ended = rank_work.train(World(), rank_work.job(tiny_folder, tmp_path / "alone", dropout=0.1))

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ class Evaluation(NamedTuple):
     nats: float
     nbytes: int
     tokens: int
-    by_folder: Mapping[str, float] = MappingProxyType({})
+    by_folder: tuple[tuple[str, float], ...] = ()
 
     @property
     def loss(self) -> float:
@@ -103,4 +102,4 @@ def together(found: Mapping[str, Evaluation]) -> Evaluation:
     """The evaluations of several folders as one: each token counts the same."""
     each = found.values()
     whole = Evaluation(sum(one.nats for one in each), sum(one.nbytes for one in each), sum(one.tokens for one in each))
-    return whole._replace(by_folder={name: one.loss for name, one in found.items()}) if len(found) > 1 else whole
+    return whole._replace(by_folder=tuple((name, one.loss) for name, one in found.items())) if len(found) > 1 else whole

@@ -70,7 +70,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """(n, rows, columns) -> the same, all singular values near 1: five quintic Newton-Schulz steps.
 
-    The answer is bf16 where the device computes in it, which is precise enough and fastest, and fp32 elsewhere.
+    On CUDA the answer is bf16 where the card computes in it, which is precise enough and fastest. Elsewhere it is fp32:
+    a CPU gives the same then whether it knows bf16 or not, and the order of a sum shows in the seventh digit only.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -86,10 +87,5 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 @cache
 def _precision(device: torch.device) -> torch.dtype:
-    """A CPU without instructions for bf16 is 20 times slower with it, one that has them 2 to 4 times faster."""
-    if device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torches do not say
-        bf16 = device.type == "cpu" and capabilities.get("avx512_bf16", False)
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if bf16 else torch.float32

@@ -28,13 +28,13 @@ SEQUENCES = 8  # of a step
 
 
 def job(tokens: Path, root: Path, *, dropout: float = 0.0, **train: Any) -> Job:
-    """40 steps of 8 sequences. AdamW: Muon computes in bf16, where the order of a sum shows after some steps."""
+    """40 steps of 8 sequences."""
     root.mkdir(exist_ok=True)
     config = {"steps": 40, "batch_tokens": 256, "log_every": 1, "eval_every": 10, "checkpoint_every": 10, **train}
     return Job(
         recipe="00" * 32,
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=dropout),
-        optim=OptimConfig(name="adamw", lr=3e-3, eps=1e-8, warmup_steps=3),
+        optim=OptimConfig(name="muon", warmup_steps=3),
         train=TrainConfig(eval_tokens=32 * 37, sample_every=20, sample_tokens=4, **config),
         sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
@@ -98,7 +98,7 @@ def stepper_of(world: World, scaler: torch.amp.GradScaler | None = None) -> Step
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     optimizers = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, eps=1e-8))
-    return Stepper(model, optimizers, 1.0, nullcontext, scaler, world)
+    return Stepper(model, optimizers, 1.0, nullcontext, scaler, world=world)
 
 
 def learn(world: World, size: int, out_of_memory_on: int = -1) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def learn(world: World, size: int, out_of_memory_on: int = -1) -> dict[str, Any]
     model, update, whole = stepper.model, stepper.update, stepper.model.loss
     gradients: list[Tensor] = []
 
-    def remembered() -> Tensor:
+    def remembered(mean: Tensor) -> Tensor:
         gradients.append(flat(model, lambda parameter: parameter.grad))
-        return update()
+        return update(mean)
 
-    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        found = whole(inputs, targets)
+    def loss(inputs: Tensor, *rest: Any) -> Tensor:
+        found = whole(inputs, *rest)
         if world.rank == out_of_memory_on and len(inputs) == size:
             found.backward()  # what a pass that breaks off leaves behind
             raise torch.OutOfMemoryError("CUDA out of memory")

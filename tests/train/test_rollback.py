@@ -226,7 +226,7 @@ def test_a_bad_weight_goes_back_too(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
-    """It saves at step 8, which was skipped: the weights are good. The run goes on counting, and back to there."""
+    """It comes at step 8 and saves at 9, which was skipped: the weights are good. The run goes on, and back to there."""
     bad |= {7, 8, 9, 10}
     wanted = job(tiny_folder, tmp_path, rollback_after=3)
 
@@ -234,12 +234,12 @@ def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Pat
         if kind == "log" and row["step"] == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="saved at step 8 of 24"):
+    with pytest.raises(Interrupted, match="saved at step 9 of 24"):
         Trainer(wanted, interrupt).run()
     Trainer(wanted, lambda *_: None).run()
     (back,) = (row for row in rows(tmp_path) if "rollback_from" in row)
-    assert back == {"step": 9, "rollback_from": 10, "windows_skipped": [32, 40]}
-    assert rows(tmp_path)[-2]["skipped_steps"] == 2
+    assert back == {"step": 10, "rollback_from": 10, "windows_skipped": [36, 40]}
+    assert rows(tmp_path)[-2]["skipped_steps"] == 3
 
 
 def test_the_terminal_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,10 +104,10 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(two: Ranks) -> None:
 
 def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None:
     """Over 50 steps: losses and evaluations. Rank 0 alone writes and speaks, and writes what one process does."""
-    job = rank_work.job(alone.folder, tmp_path, steps=50)
+    job = rank_work.job(alone.sources[0].folder, tmp_path, steps=50)
     first, second = two.run(rank_work.train, job)
     assert_same(job, alone)
-    assert second.events == [] and set(first.events) == {"start", "log", "eval", "sample", "save"}
+    assert second.events == [] and set(first.events) == {"start", "log", "eval", "sample", "save", "end"}
     assert first.weights == second.weights and first.evaluation == second.evaluation
     assert (first.micro_batch, second.micro_batch) == (4, 4)
     assert tree(tmp_path).keys() == tree(alone.metrics.parent).keys()
@@ -117,7 +117,7 @@ def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_going_on_in_another_number(two: Ranks, alone: Job, tmp_path: Path, before: int, after: int) -> None:
-    job = rank_work.job(alone.folder, tmp_path, steps=50)
+    job = rank_work.job(alone.sources[0].folder, tmp_path, steps=50)
     stopped = two.run(rank_work.stop, job, 1, 17) if before == 2 else [rank_work.stop(World(), job, 0, 17)]
     assert stopped == [(143, 17)] * before  # one rank got the signal
     assert checkpoints.load(job.checkpoints / "step-000017").progress.data.position == 17 * 8

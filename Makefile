@@ -50,6 +50,9 @@ bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
 	@.venv/bin/python -P tests/benchmarks/loader.py
 	@.venv/bin/python -P tests/benchmarks/train.py
 
+bench-gpu: .venv/dev ## One card in nine minutes: tok/s, MFU, memory, stall, compile, ratios, recipes
+	@.venv/bin/python -P tests/benchmarks/gpu.py $(settings)
+
 $(millpond): pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv
 	@echo "installing millpond into .venv (a few minutes the first time) ..." >&2
@@ -61,4 +64,4 @@ $(millpond): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help prepare plan train evaluate sample status doctor test check bench
+.PHONY: help prepare plan train evaluate sample status doctor test check bench bench-gpu

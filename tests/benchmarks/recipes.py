@@ -31,7 +31,7 @@ class Scale:
 SCALES = {
     "small": Scale(
         ("model.n_layer=4", "model.d_model=64", "model.seq_len=128", "train.eval_tokens=131072"),
-        4, 2_048_000, 256, 4096, 16,
+        4, 2_048_000, 256, 1024, 16,
     ),
     "gpt2": Scale(
         ("model.n_layer=12", "model.d_model=768", "model.seq_len=1024", "train.eval_tokens=1048576"),
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--tokens", required=True, help="a token folder under the home")
     parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--length", type=int, default=0, help="tokens for the baseline; 0: as the scale says")
     parser.add_argument("--only", nargs="+", default=["first", "stacked", "muon-gpt2", "overnight"])
     parser.add_argument("--share", type=float, default=1 / 3, help="of the baseline's tokens, for the muon recipes")
     parser.add_argument("--factors", nargs="+", type=float, default=[0.5, 1, 2, 4, 8])
@@ -101,8 +102,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     scale = SCALES[arguments.scale]
-    lengths = {name: scale.tokens for name in arguments.only}
-    lengths |= {name: int(scale.tokens * arguments.share) for name in ("muon-gpt2", "overnight") if name in lengths}
+    length = arguments.length or scale.tokens
+    lengths = {name: length for name in arguments.only}
+    lengths |= {name: int(length * arguments.share) for name in ("muon-gpt2", "overnight") if name in lengths}
 
     def curves(wanted: list[tuple[str, float, int]]) -> dict[tuple[str, float, int], list[tuple[int, float]]]:
         with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool:

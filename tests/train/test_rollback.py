@@ -226,7 +226,7 @@ def test_a_bad_weight_goes_back_too(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
-    """It comes at step 8 and saves at 9, which was skipped: the weights are good. The run goes on, and back to there."""
+    """It comes at 8 and saves at 9, which was skipped: the weights are good. The run goes on, and back to there."""
     bad |= {7, 8, 9, 10}
     wanted = job(tiny_folder, tmp_path, rollback_after=3)
 

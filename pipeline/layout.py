@@ -87,6 +87,11 @@ class Layout(NamedTuple):
         """The micro-batches that were found best, one file for all runs."""
         return self.home / "fits.json"
 
+    @property
+    def compiled(self) -> Path:
+        """What torch has compiled, which a run that goes on need not compile again."""
+        return self.home / "compiled"
+
     def receipt(self, stage: str, target: str) -> Path:
         """The receipt of a stage that has no folder of its own to put it in."""
         return self.home / "receipts" / f"{stage}-{target}.json"

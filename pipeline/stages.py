@@ -161,6 +161,7 @@ class Pipeline:
         OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
         """
         run = self.layout.run(runs.checked_name(name))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.layout.compiled.absolute()))
         with joined() as world:
             rank_share(self.recipe.model, self.recipe.train, world.size)  # what cannot be is refused before any work
             if world.is_first:

@@ -12,6 +12,7 @@ START = {
     "steps": 19073,
     "step": 0,
     "batch_tokens": 262_144,
+    "processes": 1,
     "micro_batch": 16,
     "accumulation": 16,
     "seq_len": 1024,

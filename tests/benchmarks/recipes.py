@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1 / 3, help="of the baseline's tokens, for the muon recipes")
     parser.add_argument("--factors", nargs="+", type=float, default=[0.5, 1, 2, 4, 8])
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--rates", nargs="+", default=[], metavar="RECIPE=FACTOR", help="what a tuning has found")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
@@ -115,7 +116,9 @@ def main() -> None:
                 futures[name, factor, seed] = pool.submit(run, arguments.home, arguments.tokens, title, settings)
             return {key: future.result() for key, future in futures.items()}
 
-    chosen = dict.fromkeys(lengths, 1.0)
+    chosen = dict.fromkeys(lengths, 1.0) | {
+        name: float(found) for name, found in (r.split("=") for r in arguments.rates)
+    }
     if arguments.tune:
         tuning = curves([(name, factor, 0) for factor in arguments.factors for name in lengths])
         for name in lengths:

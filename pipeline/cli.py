@@ -148,6 +148,8 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @home
 def train(config: str, name: str | None, fresh: bool, max_hours: float, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
+    if math.isnan(max_hours):
+        raise click.BadParameter("nan is no number of hours", param_hint="--max-hours")
     until = time.monotonic() + 3600 * max_hours
     preset, pipeline = _pipeline(config, settings, home)
     pipeline.train(name or preset, fresh=fresh, until=until)

@@ -2,12 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+from pipeline import mixture
 from pipeline.stages import Pipeline, cores
 from pipeline.terminal import thousands
 from pipeline.tokens import TokenRecipe
 from prepare import estimate, vocabulary
+from shards.manifest import Manifest
 
 
 class Plan(NamedTuple):
@@ -65,7 +68,10 @@ class Training(NamedTuple):
 
 def plan(pipeline: Pipeline) -> Plan:
     """Pin the corpus, read the footers it needs, and measure how fast this machine tokenizes some of it."""
-    recipe, corpus = pipeline.recipe, pipeline.fetch()
+    recipe = pipeline.recipe
+    if given := list(mixture.given(pipeline.layout, recipe.tokens)):
+        return _ready(pipeline, given)
+    corpus = pipeline.fetch()
     wanted = TokenRecipe(pipeline.layout, recipe, corpus)
     folder = pipeline.layout.token_folder(corpus.record.name, wanted.fingerprint)
     published = wanted.published(folder)
@@ -94,6 +100,31 @@ def plan(pipeline: Pipeline) -> Plan:
         workers=workers,
         rate=rate,
         vocab_size=wanted.tokenizer.vocab_size if wanted.tokenizer else recipe.tokens.vocab_size,
+    )
+
+
+def _ready(pipeline: Pipeline, given: list[Path]) -> Plan:
+    """The plan of a recipe that names token folders: they are there, and nothing is prepared."""
+    manifests = [Manifest.read(folder) for folder in given]
+    tokens = sum(manifest.tokens("train") + manifest.tokens("val") for manifest in manifests)
+    return Plan(
+        config=pipeline.config,
+        folder=", ".join(map(str, given)),
+        corpus=", ".join(manifest.corpus.name for manifest in manifests),
+        repo="",
+        commit="",
+        source_files=0,
+        files=0,
+        rows=0,
+        download=0,
+        tokens=tokens,
+        done_tokens=tokens,
+        shards=0,
+        peak=0,
+        free=shutil.disk_usage(pipeline.layout.home).free,
+        workers=0,
+        rate=None,
+        vocab_size=manifests[0].tokenizer.vocab_size,
     )
 
 

@@ -135,7 +135,9 @@ class Pipeline:
                     f"{folder}: {len(findings)} things are wrong\n"
                     + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
                     "a run on damaged tokens learns from what nobody wrote",
-                    f"millpond tokenize {self.config} --force",
+                    f"copy or pull {folder.name} again"
+                    if mixture.given(self.layout, self.recipe.tokens)
+                    else f"millpond tokenize {self.config} --force",
                 )
             manifest = Manifest.read(folder)
             nbytes = sum(shard.nbytes for part in manifest.parts for shard in (part.train, part.val))
@@ -187,8 +189,10 @@ class Pipeline:
                     "what they were made with is not known any more",
                     f"restore it, or start over: millpond train {self.config} --name {name} --fresh",
                 )
-            if (found := receipt.read(run.receipt, print_)) and found.result.keys() >= {"steps", "val_loss"}:
-                what = f"{name}  {found.result['steps']:,} steps, validation {found.result['val_loss']:.4f}"
+            done = receipt.read(run.receipt, print_)
+            steps, loss = (done.result.get(key) if done else None for key in ("steps", "val_loss"))
+            if isinstance(steps, int) and isinstance(loss, float):
+                what = f"{name}  {steps:,} steps, validation {loss:.4f}"
                 self.terminal.stage("train", what, done=True)
                 world.first(lambda: [], list[runs.Pinned])  # nothing for the others to do
                 return

@@ -94,13 +94,16 @@ def remove_surplus(folder: Path, step: int, best: Best | None, keep: int) -> Non
 def load_latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None when there is none at all.
 
-    A damaged one is reported and passed over. CorruptError when all are damaged.
+    A damaged one is reported and passed over. CorruptError when all are damaged. One that the trainer beside us removes
+    while it is read is neither: then there is a newer one.
     """
     damaged: list[str] = []
     for path in reversed(steps(folder)):
         try:
             return load(path)
         except MillpondError as error:
+            if not path.exists():
+                return load_latest(folder)
             logger.warning("%s\nthis checkpoint is damaged; going back to the one before it", error.what)
             damaged.append(path.name)
     if damaged:
@@ -143,7 +146,7 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(progress, load_file(path / "model.safetensors"), load_file(path / "state.safetensors"))
     except OSError as error:
         raise from_os_error(error, path, "read") from error
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RuntimeError, SafetensorError) as error:  # a file that is gone is torch's RuntimeError
         raise CorruptError(f"{path}: not a checkpoint: {error}") from error
 
 

@@ -226,7 +226,8 @@ class Trainer:
             **self.stepper.counts(),
         }
         self.metrics.write(row)
-        eta_seconds = (self.ramp.tokens - self.tokens) / row["tok_per_s"]
+        rate = max(row["tok_per_s"], 0.1)  # a process that was suspended shows none
+        eta_seconds = (self.ramp.tokens - self.tokens) / rate
         self.emit("log", {**row, "steps": self.steps, "eta_seconds": eta_seconds})
 
     def _roll_back(self, loader: TokenLoader, reason: str) -> None:
@@ -313,11 +314,18 @@ class Trainer:
                     "start over with --fresh, or under another --name",
                 )
         position = position_of(self.windows, progress.data)
-        self.model.load_state_dict(saved.model)
         state = saved.state
-        generators.load_tensors(state, self.world, self.device, self.job.train.seed, progress.step)
-        self.stepper.load_tensors(state)
-        self.optimizers.load_tensors(state)
+        try:
+            self.model.load_state_dict(saved.model)
+            generators.load_tensors(state, self.world, self.device, self.job.train.seed, progress.step)
+            self.stepper.load_tensors(state)
+            self.optimizers.load_tensors(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CorruptError(
+                f"{self.job.checkpoints}: the checkpoint of step {progress.step} does not fit the run: {error}",
+                "it was written by another version of millpond, or edited",
+                "go on with the version that wrote it, or start over with --fresh",
+            ) from error
         self.step, self.position = progress.step, position
         known = self.world.first(lambda: [checkpoints.known_best(self.job.checkpoints, progress)], list[Best | None])
         self.best = known[0]

@@ -37,7 +37,7 @@ class Rollback:
     def due(self, step: int, *, stopping: bool) -> str:
         """Why to go back, now that `step` steps are done; empty when there is no reason or no look was due.
 
-        A signal asks only for weights that are fit to be saved, so that it changes nothing of what comes later.
+        A stop asks only for weights that are fit to be saved.
         """
         train, last = self._train, step == self._ramp.steps
         saves = _due(step, train.checkpoint_every) or self._owes_save
@@ -67,7 +67,8 @@ class Rollback:
         raise RefusedError(
             f"step {step}: {reason}{often}",
             "the run has diverged; nothing of it was saved, and the checkpoints from before are whole",
-            f"start over with a lower rate: --fresh --set optim.lr={self._optim.lr / 3:.2g}",
+            f"start over with a lower rate, --fresh --set optim.lr={self._optim.lr / 3:.2g}"
+            + (", or skip no spikes: --set train.spike_z=0" if self._train.spike_z else ""),
         )
 
     def saved(self) -> None:

@@ -158,3 +158,17 @@ def test_the_rate_is_that_of_the_engine_that_will_do_it(
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rate"] > 0
     assert ("fastokens is not installed here" in result.stderr) == is_said
+
+
+def test_a_folder_that_is_named_is_planned_too(tiny_toml: Path, tmp_path: Path) -> None:
+    assert CliRunner().invoke(main, ["prepare", str(tiny_toml), "--home", str(tmp_path)]).exit_code == 0
+    (folder,) = (tmp_path / "tokens").iterdir()
+    found = plan([str(tiny_toml), "--home", str(tmp_path), "--set", f"tokens.folder={folder.name}"])
+    assert found["tokens"] == found["done_tokens"] > 0
+    assert (found["download"], found["peak"]) == (0, 0)
+    assert isinstance(found["training"], dict) and found["training"]["hours"] > 0
+
+
+def test_hours_that_are_no_number(tiny_toml: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["train", str(tiny_toml), "--home", str(tmp_path), "--max-hours", "nan"])
+    assert done.exit_code == 2 and "nan is no number of hours" in done.stderr

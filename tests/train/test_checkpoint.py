@@ -207,3 +207,21 @@ def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
     found = load_latest(tmp_path)
     assert found is not None and found.progress.step == 5
+
+
+def test_one_that_goes_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trainer beside us saves a newer one and removes the one that is being read."""
+    checkpoints.save(tmp_path, make(5), keep=1)
+    whole = checkpoints.load
+
+    def overtaken(path: Path) -> checkpoints.Checkpoint:
+        if checkpoints.step_of(path) == 5:
+            checkpoints.save(tmp_path, make(6), keep=1)
+        return whole(path)
+
+    monkeypatch.setattr(checkpoints, "load", overtaken)
+    found = checkpoints.load_latest(tmp_path)
+    assert found is not None and found.progress.step == 6
+    assert not caplog.records

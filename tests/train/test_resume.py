@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from harness import command, millpond, results
 
-from shards import OutOfTime, RefusedError
-from train.checkpoint import Best, load_best, load_latest, step_of, steps
+from shards import CorruptError, OutOfTime, RefusedError
+from train.checkpoint import Best, load_best, load_latest, save, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.job import Job
 from train.loop import Trainer
@@ -272,3 +272,17 @@ def test_a_signal_saves_and_exits(tiny_toml: Path, tmp_path: Path, signum: int, 
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:06}"]
     assert f"saved at step {step} of 100000" in log
     assert "run the same command again to go on" in log
+
+
+def test_a_checkpoint_of_another_version_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """Whole by its hashes, and a tensor short."""
+    wanted = job(tiny_folder, tmp_path)
+    with pytest.raises(Stopped):
+        Trainer(wanted, stop_at(5, "save")).run()
+    newest = load_latest(wanted.checkpoints)
+    assert newest is not None
+    short = {name: value for name, value in newest.state.items() if name != "guard.values"}
+    save(wanted.checkpoints, newest._replace(state=short), keep=2)
+    with pytest.raises(CorruptError, match=r"the checkpoint of step 5 does not fit the run: 'guard.values'") as caught:
+        Trainer(wanted, lambda *_: None)
+    assert "--fresh" in caught.value.fix

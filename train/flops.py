@@ -109,10 +109,16 @@ def card_of(name: str) -> str:
 
 @cache
 def measured_peak(device: torch.device, precision: torch.dtype) -> float:
-    """FLOP/s of the best of some square matrix products, in a tenth of a second; once a process."""
+    """FLOP/s of the best of some square matrix products, in a tenth of a second; once a process.
+
+    On a CPU one thread's, times the threads: several are as slow as the one that others keep waiting.
+    """
     size = 8192 if device.type == "cuda" else 512
     generator = torch.Generator(device).manual_seed(0)  # the run's own generator is not touched
     a, b = (torch.randn(size, size, device=device, generator=generator).to(precision) for _ in range(2))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads > 1:
+        torch.set_num_threads(1)
     out = torch.mm(a, b)
     synchronize(device)
     best, began = float("inf"), time.perf_counter()
@@ -122,6 +128,8 @@ def measured_peak(device: torch.device, precision: torch.dtype) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     del a, b, out
+    if threads > 1:
+        torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return 2 * size**3 / best
+    return threads * 2 * size**3 / best

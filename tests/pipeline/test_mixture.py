@@ -173,7 +173,7 @@ def test_a_folder_and_a_mixture(home: Home) -> None:
 
 
 def test_there_is_nothing_to_fetch(home: Home) -> None:
-    for verb in ("fetch", "tokenize", "plan"):
+    for verb in ("fetch", "tokenize"):
         assert refused(run(verb, home.recipe, home=home), 2)[0] == (
             f"error: tokens.mix is {home.left}, {home.right}: there is nothing to fetch or to tokenize"
         )

@@ -211,6 +211,6 @@ def test_push_mends_a_damaged_folder(prepared: Path, tiny_folder: Path, tmp_path
 def test_a_folder_that_is_named_is_not_fetched(prepared: Path, tiny_folder: Path, tiny_toml: Path) -> None:
     asked = [str(tiny_toml), "--home", str(prepared), "--set", f"tokens.folder={tiny_folder.name}"]
     assert CliRunner().invoke(main, ["verify", *asked]).exit_code == 0
-    for verb in ("plan", "fetch", "tokenize"):
+    for verb in ("fetch", "tokenize"):
         result = CliRunner().invoke(main, [verb, *asked])
         assert result.exit_code == 2 and "there is nothing to fetch" in result.output

@@ -36,7 +36,9 @@ class _Main(click.Group):
     """The one place where errors become exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        before = signal.signal(signal.SIGTERM, _terminated)
+        # SIGINT too: a script's background job is born with it ignored, and then `kill -INT` would do nothing
+        handlers = {signal.SIGTERM: _terminated, signal.SIGINT: signal.default_int_handler}
+        before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
         try:
             return super().invoke(ctx)
         except MillpondError as error:
@@ -44,7 +46,8 @@ class _Main(click.Group):
         except KeyboardInterrupt:
             raise _Failed(Interrupted(signal.SIGINT, "what was sealed before is kept")) from None
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import complains
+from harness import complains, files_no_longer_than
 from local_hub import Fault, LocalHub
 
 from prepare import download as downloading
@@ -189,17 +189,8 @@ def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path) -> None:
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(DiskError, match="File too large"):
-            download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with files_no_longer_than(100_000), pytest.raises(DiskError, match="File too large"):
+        download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert (tmp_path / "a.parquet").read_bytes() == data
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import resource
-import signal
 from pathlib import Path
 
 import pytest
+from harness import files_no_longer_than
 
 from shards import CorruptError, DiskError, HostError
 from shards.atomic import AtomicFile, make_folder, publish_bytes, published_folder, read_whole, sha256_of, sweep
@@ -38,16 +37,8 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
-    """RLIMIT_FSIZE is a real limit of the kernel's; the signal it sends is ignored so that the write itself fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(DiskError, match="nothing half-written was published"):
-            publish_bytes(tmp_path / "a", bytes(100_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with files_no_longer_than(4096), pytest.raises(DiskError, match="nothing half-written was published"):
+        publish_bytes(tmp_path / "a", bytes(100_000))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,8 @@
 """What several test files need: a tiny recipe, a pipeline under a home of its own, messages compared word for word."""
 
 import io
+import resource
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -100,6 +102,22 @@ def litter(home: Path) -> list[str]:
     marks = (".tmp", ".part", ".parts", ".wrong", ".incomplete")
     found = [path for path in home.rglob("*") if path.name.startswith(".") or path.name.endswith(marks)]
     return sorted(str(path.relative_to(home)) for path in found if not path.name.endswith(".lock"))
+
+
+@contextmanager
+def files_no_longer_than(nbytes: int) -> Iterator[None]:
+    """As on a full disk, writing beyond `nbytes` of a file fails; the kernel's signal is ignored for the error to come.
+
+    pytest's own output may be a file that is longer: nothing of it may be written in the block.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import files_no_longer_than
 
 from shards import CorruptError, DiskError
 from train import checkpoint as checkpoints
@@ -191,19 +192,9 @@ def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
-    import resource
-    import signal
-
     save(tmp_path, make(5), keep=1)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(DiskError, match="cannot be written"):
-            save(tmp_path, make(10), keep=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with files_no_longer_than(1000), pytest.raises(DiskError, match="cannot be written"):
+        save(tmp_path, make(10), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
     found = load_latest(tmp_path)
     assert found is not None and found.progress.step == 5

@@ -1,15 +1,13 @@
 """Training goes on while a checkpoint is written, and neither notices the other."""
 
 import logging
-import resource
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from harness import complains
+from harness import complains, files_no_longer_than
 from rotten_checkpoints import make, same
 
 from shards import ConfigError, DiskError, HostError, Interrupted
@@ -61,21 +59,13 @@ def test_one_save_at_a_time(tmp_path: Path, gate: threading.Event) -> None:
     assert [path.name for path in steps(tmp_path)] == ["step-000010", "step-000020"]
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file grows beyond 1,000 bytes, as under a quota."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_what_goes_wrong_is_raised_at_the_next_step(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_what_goes_wrong_is_raised_at_the_next_step(tmp_path: Path) -> None:
     checkpoints.save(tmp_path, make(10), keep=1)
-    request.getfixturevalue("small_files")
-    with pytest.raises(DiskError, match="step-000020: cannot be written"), Saver(tmp_path, 1, lambda _: None) as saver:
+    with (
+        files_no_longer_than(1000),
+        pytest.raises(DiskError, match="step-000020: cannot be written"),
+        Saver(tmp_path, 1, lambda _: None) as saver,
+    ):
         saver.save(make(20))
         while True:
             saver.check()

@@ -17,7 +17,7 @@ from shards.errors import ConfigError
 OrderName = Literal["shuffled", "sequential"]
 ORDER_VERSION = 1  # part of a run's identity: another order would repeat some windows after a resume and lose others
 ROUNDS = 6
-CHUNK = 4096  # indices at a time: numpy's overhead makes 32 of them cost as much as 1,000
+CHUNK = 16384  # indices at a time: numpy's overhead makes 32 cost as much as 1,000, and walks end with a few
 MAX_PERIOD = 2**20  # of an interleave, which is held in memory
 
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # splitmix64's (Steele et al. 2014)
@@ -66,18 +66,16 @@ class WindowOrder:
         self._chunks: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def at(self, start: int, count: int) -> NDArray[np.int64]:
-        """The windows at positions `start` to `start + count`: (count,) int64."""
+        """The windows at positions `start` to `start + count`: (count,) int64, to read only."""
         if start < 0:
             raise IndexError(f"position {start} of the order")
-        out = np.empty(count, np.int64)
-        filled = 0
-        while filled < count:
-            epoch, k = divmod(start + filled, self.windows)
-            chunk = self._load(epoch, k // CHUNK)
-            piece = chunk[k % CHUNK :][: count - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return out
+        pieces: list[NDArray[np.int64]] = []
+        found = 0
+        while not pieces or found < count:
+            epoch, k = divmod(start + found, self.windows)
+            pieces.append(self._load(epoch, k // CHUNK)[k % CHUNK :][: count - found])
+            found += len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _load(self, epoch: int, number: int) -> NDArray[np.int64]:
         found = self._chunks.get((epoch, number))
@@ -85,6 +83,7 @@ class WindowOrder:
             found = np.arange(number * CHUNK, min((number + 1) * CHUNK, self.windows))
             if self.name == "shuffled":
                 found = Permutation(self.windows, self.seed, epoch)(found)
+            found.flags.writeable = False
             newest = list(self._chunks.items())[-1:]  # two are kept: reading ahead looks into the one that comes next
             self._chunks = dict([*newest, ((epoch, number), found)])
         return found

@@ -15,7 +15,7 @@ from streams import counting_stream
 
 from shards import RefusedError, TokenFolder
 from shards.reader import Tokens
-from train.loader import TokenLoader
+from train.loader import DEPTH, HANDFUL, TokenLoader
 from train.windows import FolderWindows, position_of, window_count
 
 
@@ -83,7 +83,7 @@ def test_position_counts_what_was_delivered_not_what_was_read_ahead(tmp_path: Pa
     windows = FolderWindows(counting_stream(tmp_path, [1000]), 10, 0)
     with TokenLoader(windows, 2) as loader:
         loader.next()
-        until_ready(loader, 8)
+        until_ready(loader, DEPTH + HANDFUL - 1)
         assert loader.position == 2
         state = loader.state()
         rest = [loader.next().inputs for _ in range(20)]
@@ -120,7 +120,7 @@ def test_a_batch_stays_what_it_was_when_the_ring_goes_round(tmp_path: Path) -> N
     with TokenLoader(FolderWindows(counting_stream(tmp_path, [5000]), 10, 0), 3, depth=2) as loader:
         batches = [loader.next() for _ in range(30)]
         copies = [batch.inputs.clone() for batch in batches]
-        until_ready(loader, 2)
+        until_ready(loader, 2 + HANDFUL - 30 % HANDFUL)
         for batch, copy in zip(batches, copies, strict=True):
             assert torch.equal(batch.inputs, copy)
 
@@ -158,21 +158,24 @@ def until_ready(loader: TokenLoader, batches: int) -> None:
     raise AssertionError(f"{loader.stats().ready} batches are ready, expected {batches}")
 
 
-@pytest.mark.parametrize("depth", [2, 4, 6, 8])
+@pytest.mark.parametrize("depth", [4, 8])
 def test_pauses_of_the_disk_that_the_ring_hides(tmp_path: Path, depth: int) -> None:
-    """Steps of 30 ms; a batch takes 15 ms to read, each twentieth 200 ms, of which the ring hides 30 ms a slot.
+    """Steps of 30 ms; a batch takes 15 ms to read, each twentieth 200 ms, of which the ring hides 30 ms a batch.
 
     The milliseconds are counted here, and the thread reads when they say it has read, so nothing depends on a clock.
     """
-    done: list[int] = []  # when a batch has been read: behind the one before it, and into a slot that is free
+    done: list[int] = []  # when a batch was ready: its handful read, behind the one before, into slots that were free
     took = [300]  # when a batch was taken: the ring is full at first
     stalled = 0
     with TokenLoader(windows := Paced(tmp_path), 1, depth=depth) as loader, windows:
         for i in range(400):
-            while len(done) < i + depth:
+            while len(done) < i + depth + HANDFUL:
                 j = len(done)
-                free = took[j - depth + 1] if j >= depth else 0
-                done.append(max(done[-1] if done else 0, free) + (200 if j % 20 == 19 else 15))
+                if (freed := j - depth) >= len(took):  # the last of the handful whose slots these are was not taken yet
+                    break
+                free = took[freed] if freed > 0 else 0
+                pause = sum(200 if k % 20 == 19 else 15 for k in range(j, j + HANDFUL))
+                done += [max(done[-1] if done else 0, free) + pause] * HANDFUL
             now = max(took[-1] + 30, done[i])
             stalled += now - took[-1] - 30
             took.append(now)
@@ -180,13 +183,13 @@ def test_pauses_of_the_disk_that_the_ring_hides(tmp_path: Path, depth: int) -> N
             windows.allow(i + ready)
             until_ready(loader, ready)
             loader.next()
-        assert stalled == 20 * max(0, 200 - 30 * depth)  # at the default, 8, nothing
+        assert stalled == 20 * max(0, 200 + 3 * 15 - 30 * (depth + 1))  # at the default, 8, nothing
         assert loader.stats()[:3] == (0.0, 0.0, 400)  # no next() found the ring empty when it should not have been
 
 
 def test_a_wait_is_counted(tmp_path: Path) -> None:
     with TokenLoader(windows := Paced(tmp_path), 1) as loader, windows:
-        threading.Timer(0.05, windows.allow, (1,)).start()
+        threading.Timer(0.05, windows.allow, (HANDFUL,)).start()
         loader.next()
         assert loader.stats().queue_wait_s > 0
         assert loader.stats().transfer_wait_s == 0  # there is nothing to transfer to
@@ -224,6 +227,21 @@ def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(OSError, match="the disk went away"):
                 loader.next()
+
+
+def test_what_was_read_before_an_error_is_delivered_before_it(tmp_path: Path) -> None:
+    class Broken(FolderWindows):
+        def read(self, position: int, rows: Sequence[Tokens]) -> None:
+            if position == HANDFUL + 2:
+                raise OSError("the disk went away")
+            super().read(position, rows)
+
+    with TokenLoader(Broken(counting_stream(tmp_path, [1000]), 10, 0), 1) as loader:
+        for _ in range(HANDFUL + 2):
+            loader.next()
+        with pytest.raises(OSError, match="the disk went away"):
+            loader.next()
+        assert loader.position == HANDFUL + 2
 
 
 def test_close_ends_the_thread(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
     data = _read(path)
     for setting in settings:
         _set(data, setting)
-    return path.stem, _convert(data, str(path))
+    return path.stem, _convert(data, " --set ".join([str(path), *settings]))
 
 
 def load_run(path: Path) -> Recipe:

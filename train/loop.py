@@ -36,7 +36,7 @@ from train.model import Model
 from train.optim import Optimizers
 from train.power import card_power
 from train.ramp import Ramp, rank_share
-from train.rollback import Rollback
+from train.rollback import Rollback, is_due
 from train.sample import generate
 from train.saver import Saver, checkpoint_nbytes, require_room
 from train.signals import caught_signals
@@ -133,12 +133,12 @@ class Trainer:
                 if reason := self.rollback.due(self.step, stopping=ending is not None):
                     self._roll_back(loader, reason)
                     continue
-                if self.step % train.log_every == 0 or last:
+                if is_due(self.step, train.log_every) or last:
                     self._log(loader, result.grad_norm)
                 with self.meter.paused():
-                    if _due(self.step, train.eval_every) or last:
+                    if is_due(self.step, train.eval_every) or last:
                         self._evaluate()
-                    if _due(self.step, train.sample_every) or last:
+                    if is_due(self.step, train.sample_every) or last:
                         self._sample()
                     is_best = self.best is not None and self.best.step == self.step
                     if self.rollback.saves or last or is_best or ending:
@@ -332,7 +332,3 @@ class Trainer:
 
 
 def _say_nothing(_kind: str, _row: Row) -> None: ...
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -40,10 +40,10 @@ class Rollback:
         A stop asks only for weights that are fit to be saved.
         """
         train, last = self._train, step == self._ramp.steps
-        saves = _due(step, train.checkpoint_every) or self._owes_save
-        trusts = saves or last or stopping or _due(step, train.eval_every)
+        saves = is_due(step, train.checkpoint_every) or self._owes_save
+        trusts = saves or last or stopping or is_due(step, train.eval_every)
         self.saves = False
-        if not (trusts or _due(step, train.log_every)):
+        if not (trusts or is_due(step, train.log_every)):
             return ""
         skipped = self._guard.in_a_row()
         self.calm = not skipped
@@ -93,5 +93,6 @@ class Rollback:
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def _due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
+    """Whether something that is done `every` so many steps, 0 for never, is done after `step` of them."""
     return every > 0 and step % every == 0

@@ -147,3 +147,9 @@ def test_fingerprints() -> None:
     assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
     with pytest.raises(ConfigError, match="nan is no number"):
         fingerprint({"a": [float("nan")]})
+
+
+def test_what_was_laid_over_it_is_named_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    with complains(ConfigError, f"{path} --set train.steps=many: Expected `int`, got `str` - at `train.steps`"):
+        config.load(path, ("train.steps=many",))

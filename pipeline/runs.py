@@ -1,5 +1,6 @@
 """A run's folder: how it begins, what it was made with, and what can be asked of it afterwards."""
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,13 @@ from pipeline.config import Recipe
 from pipeline.fingerprint import Difference, differences, fingerprint, identity
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
-from shards.errors import ConfigError, CorruptError, RefusedError
+from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
 from shards.manifest import Manifest, decode, encode
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
     from train.job import Job
 
+logger = logging.getLogger(__name__)
 MAX_NAME = 60
 
 
@@ -181,7 +183,10 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
         **found.row(),
     }
     asked = {key: result[key] for key in ("run", "step", "token_folder", "val_tokens")}
-    receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
+    try:
+        receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
+    except (DiskError, HostError) as error:
+        logger.warning("%s", error)  # the answer itself is not lost: a run on a disk of somebody else's may be asked
     return result
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from harness import command
+from harness import command, files_no_longer_than
 
 from pipeline.cli import main
 from prepare import build
@@ -194,6 +194,14 @@ def test_reading_a_run_does_not_disturb_who_writes_it(trained: Path) -> None:
     assert run("evaluate", "tiny", "--home", trained).exit_code == 0
     assert run("sample", "tiny", "--tokens", "2", "--home", trained).exit_code == 0
     assert at_work.exists()
+
+
+def test_an_answer_that_cannot_be_kept_is_given(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with files_no_longer_than(10):
+        found = run("evaluate", "tiny", "--home", trained)
+    assert found.exit_code == 0 and "nats/token" in found.stdout
+    assert "evaluation.json: cannot be published" in caplog.text
+    assert not (trained / "runs" / "tiny" / "evaluation.json").exists()
 
 
 def test_a_tokenizer_damaged_before_growth(tiny_toml: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import tomli_w
@@ -45,7 +45,7 @@ def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
     data = _read(path)
     for setting in settings:
         _set(data, setting)
-    return path.stem, _convert(data, " --set ".join([str(path), *settings]))
+    return path.stem, _convert(data, str(path), settings)
 
 
 def load_run(path: Path) -> Recipe:
@@ -98,7 +98,7 @@ def _set(data: dict[str, Any], setting: str) -> None:
         )
 
 
-def _convert(data: dict[str, Any], where: str) -> Recipe:
+def _convert(data: dict[str, Any], where: str, settings: tuple[str, ...] = ()) -> Recipe:
     tables = get_type_hints(Recipe)
     _refuse_unknown(data, list(tables), where, "")
     for table, fields in data.items():
@@ -111,7 +111,18 @@ def _convert(data: dict[str, Any], where: str) -> Recipe:
     try:
         return msgspec.convert(data, Recipe)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ConfigError(f"{where}: {error}".replace("`$.", "`")) from error
+        place = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
+        setting = next((f" --set {each}" for each in settings if each.partition("=")[0].strip() == place), "")
+        raise ConfigError(f"{where}{setting}: {error}".replace("`$.", "`"), _words(tables, place)) from error
+
+
+def _words(tables: dict[str, Any], place: str) -> str:
+    """What may stand at `place` where only some words may."""
+    table, _, field = place.partition(".")
+    choices = get_type_hints(tables[table]).get(field) if table in tables else None
+    while choices is not None and get_origin(choices) is not Literal:
+        choices = next(iter(get_args(choices)), None)
+    return f"known: {', '.join(map(str, get_args(choices)))}" if choices is not None else ""
 
 
 def _refuse_unknown(keys: dict[str, Any], known: list[str], where: str, prefix: str) -> None:

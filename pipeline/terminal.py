@@ -109,6 +109,8 @@ class Terminal:
         processes = f"{row['processes']} processes x " if row["processes"] > 1 else ""
         micro = f"{processes}{row['accumulation']} x {row['micro_batch']} x {row['seq_len']}"
         self._log.print(f"{'':<9} {begins} of {row['batch_tokens']:,} tokens ({micro}), epoch {row['epoch_tokens']:,}")
+        if row["batch_tokens"] != row["last_batch_tokens"]:
+            self._log.print(f"{'':<9} growing to {row['last_batch_tokens']:,} tokens a step")
         each, peak = (" ".join(thousands(row[key])) for key in ("flops_per_token", "peak_flops"))
         self._log.print(f"{'':<9} {each}FLOP a token (6 N + 12 L D T), peak {peak}FLOP/s ({row['peak_source']})")
 

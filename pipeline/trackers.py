@@ -42,7 +42,7 @@ def require(names: tuple[TrackerName, ...]) -> None:
             raise HostError(
                 f"train.trackers has {name}, which is not installed",
                 "metrics.jsonl is written in any case",
-                f'pip install -c constraints.txt -e ".[{name}]", or leave it out of train.trackers',
+                f".venv/bin/pip install -c constraints.txt -e '.[{name}]', or leave it out of train.trackers",
             )
 
 

@@ -217,8 +217,15 @@ def _parsed(line: bytes, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
         text = line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
         row = json.loads(text) if text.strip() else {columns[0]: None}
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{place}: not JSON: {error}", "jsonl has one object a line", "mend that line") from error
+        raise CorruptError(f"{place}: {_why(error)}", "jsonl has one object a line", "mend that line") from error
     return _values(row, place, columns)
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """What is wrong with a line of JSON, and in which of its columns: the decoder calls each of them line 1."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg}, column {error.colno} of the line that begins there"
+    return f"not JSON: {error}"
 
 
 def _values(row: Any, place: str, columns: Sequence[str]) -> tuple[Any, ...]:

@@ -201,6 +201,7 @@ class Trainer:
                 "steps": self.steps,
                 "step": self.step,
                 "batch_tokens": self.ramp.batch_tokens(self.step),
+                "last_batch_tokens": job.train.batch_tokens,
                 "micro_batch": self.micro_batch,
                 "accumulation": self._accumulation(self.step),
                 "processes": self.world.size,

@@ -20,6 +20,12 @@ class Ramp:
         self._sizes = (*train.batch_ramp, train.batch_tokens)
         _refuse_odd_heads(model)
         _refuse_odd_batches(self._sizes, model, train)
+        if max(self._sizes) > train.batch_tokens:
+            raise ConfigError(
+                f"train.batch_ramp is {', '.join(map(str, train.batch_ramp))}, train.batch_tokens {train.batch_tokens}",
+                "a ramp is of smaller batches that come before it",
+                f"--set train.batch_tokens={max(self._sizes)}, or a smaller train.batch_ramp",
+            )
         if bool(train.tokens) == bool(train.steps):
             raise ConfigError(
                 f"train.tokens is {train.tokens} and train.steps is {train.steps}",

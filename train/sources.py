@@ -74,8 +74,9 @@ class OpenSources:
 def _require_window(folder: TokenFolder, split: Split, seq_len: int, way: str) -> None:
     tokens = sum(len(shard.tokens) for shard in folder.shards(split))
     if tokens <= seq_len:
+        chosen = "name files with corpus.val_files, " if split == "val" else ""
         raise RefusedError(
             f"{folder.path}: split {split} has {tokens:,} tokens, one window takes {seq_len + 1:,}",
             "a run is trained on the one split and trusted by the other",
-            f"prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
+            f"{chosen}prepare more text, {way} tokens.val_fraction, or choose a smaller model.seq_len",
         )

@@ -152,4 +152,12 @@ def test_fingerprints() -> None:
 def test_what_was_laid_over_it_is_named_with_it(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     with complains(ConfigError, f"{path} --set train.steps=many: Expected `int`, got `str` - at `train.steps`"):
-        config.load(path, ("train.steps=many",))
+        config.load(path, ("optim.lr=1", "train.steps=many"))
+    for field, value, place, known in (
+        ("train.precision", "fp8", "train.precision", "known: auto, bf16, fp16, fp32"),
+        ("train.trackers", "mlflow", "train.trackers[0]", "known: tensorboard, wandb, trackio"),
+    ):
+        with complains(
+            ConfigError, f"{path} --set {field}={value}: Invalid enum value '{value}' - at `{place}`", known
+        ):
+            config.load(path, (f"{field}={value}",))

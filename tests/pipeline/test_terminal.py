@@ -12,6 +12,7 @@ START = {
     "steps": 19073,
     "step": 0,
     "batch_tokens": 262_144,
+    "last_batch_tokens": 262_144,
     "processes": 1,
     "micro_batch": 16,
     "accumulation": 16,
@@ -77,6 +78,12 @@ def test_the_header_comes_again_after_what_stood_between(
 def test_the_scale_of_mfu_is_said_at_the_start(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     terminal.training("start", START)
     assert lines(capsys)[-1].strip() == "854 MFLOP a token (6 N + 12 L D T), peak 71.0 TFLOP/s (table)"
+
+
+def test_a_ramp_says_where_it_leads(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.training("start", START)
+    terminal.training("start", {**START, "last_batch_tokens": 524_288})
+    assert [line.strip() for line in lines(capsys) if "growing" in line] == ["growing to 524,288 tokens a step"]
 
 
 def test_the_end_sums_up(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:

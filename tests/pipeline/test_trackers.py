@@ -152,7 +152,7 @@ def test_what_is_not_installed_is_said_before_any_work(
         HostError,
         "train.trackers has wandb, which is not installed",
         "metrics.jsonl is written in any case",
-        'to mend: pip install -c constraints.txt -e ".[wandb]", or leave it out of train.trackers',
+        "to mend: .venv/bin/pip install -c constraints.txt -e '.[wandb]', or leave it out of train.trackers",
     ):
         require(("wandb",))
     refused = CliRunner().invoke(

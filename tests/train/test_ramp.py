@@ -28,6 +28,7 @@ def test_three_sizes_share_the_steps() -> None:
 
 @given(st.lists(sizes, max_size=3), sizes, st.integers(1, 10**7), st.booleans())
 def test_the_parts_add_up(ramp_sizes: list[int], size: int, length: int, in_steps: bool) -> None:
+    *ramp_sizes, size = sorted([*ramp_sizes, size])
     long = {"steps": length % 1000 + 4} if in_steps else {"tokens": length}
     ramp = Ramp(MODEL, TrainConfig(batch_ramp=tuple(ramp_sizes), batch_tokens=size, **long))
     assert ramp.tokens == ramp.tokens_before(ramp.steps)
@@ -45,6 +46,10 @@ def test_the_parts_add_up(ramp_sizes: list[int], size: int, length: int, in_step
         (
             TrainConfig(steps=3, batch_tokens=64, batch_ramp=(100,)),
             "train.batch_ramp is 100, no multiple of model.seq_len, 32",
+        ),
+        (
+            TrainConfig(steps=3, batch_tokens=64, batch_ramp=(32, 96)),
+            "train.batch_ramp is 32, 96, train.batch_tokens 64",
         ),
         (
             TrainConfig(steps=3, batch_tokens=128, batch_ramp=(96,), micro_batch=2),

@@ -292,7 +292,7 @@ def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     counts = manifest.counts
     said = [f"rows dropped ({reason}): {count:,}" for reason, count in counts.dropped.items()]
     if not manifest.tokens("val"):
-        said.append("no document is validation, and a run needs some: --set corpus.val_files=PATTERN chooses")
+        said.append("no document is validation, and a run needs some: see corpus.val_files")
     if counts.repaired:
         said.append(f"documents that were no valid Unicode, repaired: {counts.repaired:,}")
     if counts.literal_eot:

@@ -283,7 +283,10 @@ def test_checkpoints_removed_from_a_finished_run(tiny_toml: Path, trained: Path)
 )
 def test_a_signal_while_preparing(tiny_toml: Path, tmp_path: Path, signum: int, workers: int, code: int) -> None:
     options = ("--set", "tokens.part_tokens=2000", "--set", f"tokens.workers={workers}", "--home", tmp_path)
-    process = subprocess.Popen(command("prepare", tiny_toml, *options), stderr=subprocess.PIPE, text=True)
+    in_background = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")  # as a script's jobs are: SIGINT is ignored at first
+    process = subprocess.Popen(
+        [*in_background, *command("prepare", tiny_toml, *options)], stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None and len(list(tmp_path.glob("tokens/*/.parts/*.json"))) < 3:
         time.sleep(0.002)
     process.send_signal(signum)

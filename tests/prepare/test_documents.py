@@ -171,7 +171,7 @@ def test_a_damaged_gzip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "says"),
     [
-        ("{not json}", CorruptError, "byte 14: not JSON"),
+        ("{not json}", CorruptError, "byte 14: not JSON: .*, column 2 of the line that begins there"),
         ('{"body": "x"}', ConfigError, "byte 14: no field 'text', it has body"),
         ("[1]", ConfigError, "byte 14: no field 'text', it has list"),
         ('{"text": 5}', ConfigError, "byte 14: field 'text' is int, not text"),

@@ -1,20 +1,15 @@
-"""What the machine has: the device, the precision it is good at, its compiler, and how much fits in its memory."""
+"""What the machine has: the device, the precision it is good at, and how much fits in its memory."""
 
 import contextlib
-import logging
 import math
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import psutil
 import torch
-from torch import Tensor
 
 from shards.errors import HostError
 from train.config import ModelConfig, TrainConfig
-
-logger = logging.getLogger(__name__)
 
 
 def pick_device() -> torch.device:
@@ -96,44 +91,6 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 def loss_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler | None:
     """What keeps fp16's small gradients from vanishing; the other types reach as far as fp32."""
     return torch.amp.GradScaler(device.type) if precision is torch.float16 else None
-
-
-def wants_compile(config: TrainConfig, device: torch.device) -> bool:
-    """Whether `train.compile` means yes on this device."""
-    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
-
-
-class OrEager:
-    """`function` compiled by torch, or as it is from the first failure to compile it on (no Triton, no C compiler).
-
-    Each shape is compiled for itself, which takes a minute for a big model: call it with few.
-    """
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._eager = function
-        self._compiled: Callable[..., Tensor] | None = torch.compile(function, fullgraph=True, dynamic=False)
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether nothing has failed yet."""
-        return self._compiled is not None
-
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
-        """`function` of `inputs`."""
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-        if self._compiled is not None:
-            try:
-                return self._compiled(*inputs)
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-                reason = " ".join(str(error).split("\n\n")[0].split())
-                logger.warning(
-                    "torch.compile failed, going on without it, slower and with the same result: %s\n"
-                    "train.compile=off asks for that from the start",
-                    reason,
-                )
-                self._compiled = None
-        return self._eager(*inputs)
 
 
 def fitting_micro_batch(

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 
 from shards.atomic import make_folder, publish_bytes
+from train.compile import compile_model, wants_compile
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.device import (
-    OrEager,
     autocast,
     device_name,
     fitting_micro_batch,
     loss_scaler,
     resolve_precision,
     synchronize,
-    wants_compile,
 )
 from train.documents import ends_of
 from train.loader import Batch
@@ -221,8 +220,7 @@ class Trial:
     def batch(self, size: int) -> Batch:
         """`size` sequences of random tokens; from here on the model is compiled for as many."""
         if wants_compile(self.train, self.device):
-            torch.compiler.reset()  # each size is compiled for itself, and a function is only so many times
-            self.model.compiled_hidden = OrEager(self.model.hidden)
+            compile_model(self.model)
         seq_len = self.model.config.seq_len
         ids = torch.randint(self.model.vocab_size, (size, seq_len + 1), device=self.device)
         documents = None

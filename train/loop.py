@@ -15,15 +15,14 @@ from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime
 from train import checkpoint as checkpoints
 from train import generators
 from train.checkpoint import Best, Checkpoint, Progress
+from train.compile import compile_model, wants_compile
 from train.device import (
-    OrEager,
     autocast,
     device_name,
     devices_here,
     loss_scaler,
     pick_device,
     resolve_precision,
-    wants_compile,
 )
 from train.evaluate import Evaluation
 from train.fitting import Fit, best_fit
@@ -73,7 +72,7 @@ class Trainer:
         self.model = Model(job.model, vocab_size).to(self.device)
         self.model.checkpoint_activations = job.train.checkpoint_activations
         if wants_compile(job.train, self.device):
-            self.model.compiled_hidden = OrEager(self.model.hidden)
+            compile_model(self.model)
         self.optimizers = Optimizers(self.model, job.optim)
         self.guard = Guard(self.device, job.train.spike_z)
         self.stepper = Stepper(

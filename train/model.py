@@ -22,11 +22,11 @@ VOCAB_MULTIPLE = 64  # tensor cores want it; the rows past the vocabulary are ne
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with the gain cast to the input's type: under autocast the two differ, and the fused kernel is lost."""
+    """torch's, computed in fp32 whatever the input's type: what autocast does on CUDA, and not on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+        """(..., width) -> (..., width) fp32."""
+        return super().forward(x.float())
 
 
 def norm(config: ModelConfig, width: int) -> nn.Module:
@@ -52,17 +52,27 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D). `seen` is what documents.attended made, or None."""
         B, T, D = x.shape
-        q = self.q_norm(self.q(x).view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, H, T, K)
-        k = self.k_norm(self.k(x).view(B, T, self.n_head, -1)).transpose(1, 2)
-        v = self.v(x).view(B, T, self.n_head, -1).transpose(1, 2)
+        q, k, v = (each.view(B, T, self.n_head, -1) for each in self._projected(x))  # (B, T, H, K)
+        q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # the layout that attention wants, without a copy
         y = attend(q, k, v, seen, self.dropout if self.training else 0.0)
         return self.o(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v of (B, T, D), each (B, T, D), as one matrix product."""
+        each = self.q, self.k, self.v
+        weight = torch.cat([linear.weight for linear in each])
+        bias = None if self.q.bias is None else torch.cat([linear.bias for linear in each])
+        return F.linear(x, weight, bias).chunk(3, dim=-1)
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), the first half of each head paired with the second, as Qwen and Llama do."""
+    """Rotary positions (Su et al. 2021), the first half of each head paired with the second, as Qwen and Llama do.
+
+    x is (B, T, H, K); cos and sin are (T, 1, K / 2).
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -106,7 +116,8 @@ class Model(nn.Module):
     rope_cos: Tensor
     rope_sin: Tensor
     checkpoint_activations = False  # keep only what enters each block, and compute the rest again in the backward pass
-    compiled_hidden: Callable[..., Tensor] | None = None  # hidden(), compiled: for what is called in few shapes
+    compiled_hidden: Callable[..., Tensor] | None = None  # hidden() and the loss's softmax_(), where compile_model
+    compiled_softmax: Callable[..., Tensor] | None = None  # has compiled them: for what is called in few shapes
 
     def __init__(self, config: ModelConfig, vocab_size: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -134,7 +145,7 @@ class Model(nn.Module):
         x = self.embed(ids)
         rope = None
         if self.positions is None:
-            rope = self.rope_cos[:T].type_as(x), self.rope_sin[:T].type_as(x)
+            rope = self.rope_cos[:T, None].type_as(x), self.rope_sin[:T, None].type_as(x)
         else:
             x = x + self.positions.weight[:T]
         x = self.dropout(x)
@@ -152,7 +163,8 @@ class Model(nn.Module):
     def loss(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """(B, T) and (B, T) int64 -> () fp32: the mean cross-entropy in nats. `documents` as in forward."""
         hidden = (self.compiled_hidden or self.hidden)(inputs, self._seen(inputs, documents))
-        return linear_cross_entropy(hidden.flatten(0, 1), self._table, targets.flatten(), self.vocab_size)
+        flat = hidden.flatten(0, 1), self._table, targets.flatten()
+        return linear_cross_entropy(*flat, self.vocab_size, self.compiled_softmax)
 
     def _seen(self, ids: Tensor, documents: Tensor | None) -> Tensor | None:
         """Outside of what is compiled, which could not ask the card what it has."""

@@ -23,7 +23,8 @@ from pipeline.config import load
 from pipeline.layout import Layout
 from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
-from train.device import OrEager, autocast, device_name, loss_scaler, pick_device, resolve_precision, wants_compile
+from train.compile import compile_model, wants_compile
+from train.device import autocast, device_name, loss_scaler, pick_device, resolve_precision
 from train.fitting import best_fit
 from train.loader import Batch, Stats, TokenLoader
 from train.meter import Meter
@@ -63,7 +64,7 @@ def train(settings: tuple[str, ...], home: Path, folder: Path) -> float:
     windows = FolderWindows.of(tokens, "train", recipe.model.seq_len, recipe.train.seed)
     model = Model(recipe.model, vocab_size).to(device)
     if wants_compile(recipe.train, device):
-        model.compiled_hidden = OrEager(model.hidden)
+        compile_model(model)
     optimizers = Optimizers(model, recipe.optim)
     scaler = loss_scaler(device, precision)
     stepper = Stepper(model, optimizers, recipe.optim.clip, lambda: autocast(device, precision), scaler)

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from plain import Plain, plain_step
 
+from train.compile import compile_model, wants_compile
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import OrEager, autocast, device_name, loss_scaler, pick_device, resolve_precision, wants_compile
+from train.device import autocast, device_name, loss_scaler, pick_device, resolve_precision
 from train.loader import Batch
 from train.model import Model
 from train.optim import Optimizers
@@ -74,7 +75,7 @@ def our_step(arguments: argparse.Namespace, device: torch.device) -> Callable[[]
     precision = resolve_precision(train, device)
     model, batches = Model(config, vocab_size).to(device), Random(arguments, device)
     if wants_compile(train, device):
-        model.compiled_hidden = OrEager(model.hidden)
+        compile_model(model)
     optim = OptimConfig(name="adamw", lr=6e-4, beta1=0.9, weight_decay=0.1, eps=1e-8)
     optimizers = Optimizers(model, optim)
     scaler = loss_scaler(device, precision)

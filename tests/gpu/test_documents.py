@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.compile import OrEager, compile_model
 from train.config import ModelConfig
-from train.device import OrEager, autocast
+from train.device import autocast
 from train.documents import attend, attended, ends_of
 from train.model import Model
 
@@ -60,8 +61,7 @@ def test_the_loss_is_that_of_the_mask_in_fp32(family: str, compiled: bool) -> No
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     model.to(CUDA)
     if compiled:
-        torch.compiler.reset()
-        model.compiled_hidden = OrEager(model.hidden)
+        compile_model(model)
     ids = torch.randint(0, 1000, (B, T + 1), device=CUDA)
     batches = [ends(seed) for seed in range(3)]
     assert len({len(each) for each in batches}) == 1

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from train.compile import OrEager, compile_model
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import OrEager, autocast, loss_scaler, resolve_precision
+from train.device import autocast, loss_scaler, resolve_precision
 from train.fitting import best_fit
 from train.guard import Guard
 from train.loader import Batch
@@ -59,8 +60,7 @@ def stepper(
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     model.to(device)
     if compiled:
-        torch.compiler.reset()
-        model.compiled_hidden = OrEager(model.hidden)
+        compile_model(model)
 
     def context() -> AbstractContextManager[object]:
         return autocast(device, precision)

@@ -8,8 +8,8 @@ from steps import Fixed, stepper, weights
 from torch import Tensor
 
 from shards import HostError
+from train.compile import compile_model
 from train.config import ModelConfig, OptimConfig
-from train.device import OrEager
 from train.model import Model
 from train.step import Stepper, StepResult
 
@@ -166,7 +166,7 @@ def test_checkpointed_activations_are_computed_again() -> None:
 def test_compiled_it_is_the_same_model() -> None:
     plain, compiled = stepper(), stepper()
     names = list(compiled.model.state_dict())
-    compiled.model.compiled_hidden = OrEager(compiled.model.hidden)
+    compile_model(compiled.model)
     assert_same(learn(plain, Fixed(4), 2), learn(compiled, Fixed(4), 2))
     assert torch.allclose(weights(plain), weights(compiled), atol=1e-4)
     assert list(compiled.model.state_dict()) == names
@@ -179,10 +179,10 @@ def test_without_a_compiler_it_is_eager(caplog: pytest.LogCaptureFixture) -> Non
 
     torch.compiler.reset()
     plain, ours = stepper(), stepper()
-    ours.model.compiled_hidden = OrEager(ours.model.hidden)
+    compile_model(ours.model)
     with inductor.patch({"fx_graph_cache": False, "cpp.cxx": (None, "/nonexistent/g++")}):
         assert_same(learn(ours, Fixed(4), 2), learn(plain, Fixed(4), 2))
     assert torch.equal(weights(plain), weights(ours))
-    (record,) = (record for record in caplog.records if record.name == "train.device")
-    assert record.getMessage().startswith("torch.compile failed, going on without it")
-    assert "No working C++ compiler found" in record.getMessage()
+    said = [record.getMessage() for record in caplog.records if record.name == "train.compile"]
+    assert [message.split("(")[0].split()[-1] for message in said] == ["hidden", "softmax_"]
+    assert all("No working C++ compiler found" in message for message in said)

@@ -59,6 +59,8 @@ def main() -> None:
     Running a command again goes on where it stopped, or says that it is done.
     """
     logging.basicConfig(format="%(message)s", level=logging.ERROR if is_silent() else logging.WARNING)
+    if not is_silent():
+        logging.getLogger("train.fitting").setLevel(logging.INFO)  # it takes minutes, and says each size it has timed
 
 
 _config = click.argument("config", default="demo")

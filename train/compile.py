@@ -1,6 +1,7 @@
 """torch.compile where it is wanted, and the same function uncompiled where it fails."""
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ def compile_model(model: Model) -> None:
 
 def compiled_graphs() -> int:
     """How many graphs this process has compiled so far; a backward graph counts with its forward graph."""
+    if "torch._dynamo" not in sys.modules:  # loading it takes seconds, and nothing was compiled
+        return 0
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]

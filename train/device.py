@@ -1,7 +1,6 @@
-"""What the machine has: the device, the precision it is good at, and how much fits in its memory."""
+"""What the machine has: the device, and the precision it is good at."""
 
 import contextlib
-import math
 import os
 from contextlib import AbstractContextManager
 
@@ -9,7 +8,7 @@ import psutil
 import torch
 
 from shards.errors import HostError
-from train.config import ModelConfig, TrainConfig
+from train.config import TrainConfig
 
 
 def pick_device() -> torch.device:
@@ -91,21 +90,3 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 def loss_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler | None:
     """What keeps fp16's small gradients from vanishing; the other types reach as far as fp32."""
     return torch.amp.GradScaler(device.type) if precision is torch.float16 else None
-
-
-def fitting_micro_batch(
-    sequences: int, parameters: int, model: ModelConfig, vocab_size: int, device: torch.device, precision: torch.dtype
-) -> int:
-    """The most sequences at once that divide `sequences` and should fit: 8 % of the memory is left alone.
-
-    Bytes a token, in bf16: 28 for each layer and unit of width, 10 for each vocabulary entry (fit to published runs of
-    a 163 M model on 12 and 24 GB cards); fp32 twice that. Weights, gradients and optimizer: 16 bytes a parameter.
-    """
-    memory = 4 << 30
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0]
-    width = 2 if precision is torch.float32 else 1
-    a_token = width * (28 * model.n_layer * model.d_model + 10 * vocab_size)
-    room = int((memory * 0.92 - 16 * parameters) / (a_token * model.seq_len))
-    small = [size for size in range(1, math.isqrt(sequences) + 1) if sequences % size == 0]
-    return max(size for size in (*small, *(sequences // size for size in small)) if size <= max(1, room))

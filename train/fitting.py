@@ -1,49 +1,46 @@
-"""How many sequences at once are best on this card: found by doing it, in a process of its own, and remembered.
+"""Find the micro-batch that is fastest on this GPU, by timing real steps in a child process; the answer is cached.
 
-A process that ran out of memory is not the same as before; the one that tries is thrown away afterwards.
+A process that has run out of memory is not the same as before, so the one that tries is thrown away. Whatever goes
+wrong in it, the run trains with an estimate.
 """
 
-import gc
 import logging
+import math
 import multiprocessing
-import time
+import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from shards.atomic import make_folder, publish_bytes
-from train.compile import compile_model, wants_compile
+from train.compile import wants_compile
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import (
-    autocast,
-    device_name,
-    fitting_micro_batch,
-    loss_scaler,
-    resolve_precision,
-    synchronize,
-)
-from train.documents import ends_of
-from train.loader import Batch
+from train.device import device_name, memory_used, resolve_precision
 from train.model import Model
-from train.optim import Optimizers
 from train.ramp import Ramp
-from train.step import Stepper
+from train.trial import Trial
 
 logger = logging.getLogger(__name__)
-HEADROOM = 0.08  # of the free memory is left alone: what else is on the card moves, and memory fragments
+HEADROOM = 0.08  # of the free memory is left alone: what else is on the GPU moves, and memory fragments
 NEAR_BEST = 0.98  # a rate this near the best is as good, and the smaller batch that has it leaves room
-MOST_EVALUATED = 256  # sequences: no card is faster with more
+MOST_EVALUATED = 256  # sequences: no GPU is faster with more
+PATIENCE = 600.0  # seconds without a word from the child, which compiles for a minute or two at a time
+STEP_VERSION = 2  # of the code that is timed: what was measured with another one is measured again
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that decides what is best. `sequences` are those of a step, which the micro-batch divides."""
+    """All that decides what is best. `sequences` are those of a step, which the micro-batch divides.
+
+    `free_eighths` is how much of the GPU's memory other processes leave.
+    """
 
     card: str
+    memory: int
+    free_eighths: int
     torch: str
     model: ModelConfig
     optimizer: str
@@ -53,9 +50,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     checkpoint_activations: bool
     sequences: int
     document_mask: bool = False
+    step_version: int = STEP_VERSION
 
 
-class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fit"):
     """Sequences at once, in training and in evaluation, and the tokens a second that each size tried gave."""
 
     micro_batch: int
@@ -64,9 +62,27 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     eval_rates: dict[int, float] = {}
 
 
+class Tried(msgspec.Struct, frozen=True, tag="tried"):
+    """One size that was timed: tokens a second and the most memory in bytes; None where it did not fit."""
+
+    what: str
+    size: int
+    tok_per_s: float | None
+    memory: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Why there is no answer."""
+
+    reason: str
+
+
 class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     case: Case
     fit: Fit
+
+
+Tell = Callable[[Tried], None]
 
 
 def best_fit(
@@ -79,18 +95,20 @@ def best_fit(
 ) -> Fit:
     """The micro-batch asked for, or measured on CUDA and estimated elsewhere; the smallest within 2 % of the best rate.
 
-    What was measured is kept in the JSON file `cache`. Call it before anything else lies in the card's memory.
+    What was measured is kept in the JSON file `cache`. Call it before anything else is in the GPU's memory.
     """
     sequences = Ramp(model, train).sequences
     precision = resolve_precision(train, device)
     with torch.device("meta"):
         parameters = Model(model, vocab_size).parameter_count()
-    guess = fitting_micro_batch(sequences, parameters, model, vocab_size, device, precision)
+    guess = estimated_micro_batch(sequences, parameters, model, vocab_size, device, precision)
     if train.micro_batch or device.type != "cuda":
-        size = train.micro_batch or guess
-        return Fit(micro_batch=size, eval_batch=guess)
+        return Fit(micro_batch=train.micro_batch or guess, eval_batch=guess)
+    free, total = torch.cuda.mem_get_info(device)
     case = Case(
         card=device_name(device),
+        memory=total,
+        free_eighths=round(8 * free / total),
         torch=torch.__version__,
         model=model,
         optimizer=optim.name,
@@ -105,66 +123,111 @@ def best_fit(
     for each in known:
         if each.case == case:
             return each.fit
-    logger.info("finding the micro-batch for this card and model: a few minutes, once")
-    try:
-        fit = measure_apart(model, optim, train, vocab_size, device, max(1, guess // 4))
-    except BrokenProcessPool:
-        fit = None
-    if fit is None:
-        logger.warning("the micro-batch could not be measured; estimated: %d sequences", guess)
+    logger.info("finding the micro-batch for this GPU and model: a few minutes, once")
+    found = in_child(measure, model, optim, train, vocab_size, str(device), max(1, guess // 4))
+    if isinstance(found, Failed):
+        logger.warning(
+            "the micro-batch could not be measured: %s\nestimated instead: %d sequences; train.micro_batch=N sets it",
+            found.reason,
+            guess,
+        )
         return Fit(micro_batch=guess, eval_batch=guess)
     if cache is not None:
         make_folder(cache.parent)
-        publish_bytes(cache, msgspec.json.format(msgspec.json.encode([*known, _Known(case, fit)])) + b"\n")
-    return fit
+        publish_bytes(cache, msgspec.json.format(msgspec.json.encode([*known, _Known(case, found)])) + b"\n")
+    return found
 
 
-def measure_apart(
-    model: ModelConfig, optim: OptimConfig, train: TrainConfig, vocab_size: int, device: torch.device, start: int
-) -> Fit | None:
-    """`measure` in a process of its own. BrokenProcessPool when that process dies."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, model, optim, train, vocab_size, str(device), start).result()
+def in_child(work: Callable[..., Fit | Failed], *arguments: Any, patience: float = PATIENCE) -> Fit | Failed:
+    """`work(tell, *arguments)` in a process of its own; what it tells is logged.
+
+    Failed with the reason when it raises, dies, or has not told anything for `patience` seconds.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(theirs, work, arguments), name="finder", daemon=True)
+    try:
+        child.start()
+        theirs.close()
+        while ours.poll(patience):
+            message: Tried | Fit | Failed = msgspec.json.decode(ours.recv_bytes(), type=Tried | Fit | Failed)
+            if not isinstance(message, Tried):
+                return message
+            _report(message)
+        return Failed(f"no answer for {patience:.0f} s")
+    except EOFError:
+        child.join(10)
+        return Failed(f"the process that measures ended with exit code {child.exitcode}")
+    except OSError as error:
+        return Failed(f"no process could be started: {error}")
+    finally:
+        if child.pid is not None:
+            child.kill()
+            child.join()
+        ours.close()
 
 
 def measure(
-    model: ModelConfig, optim: OptimConfig, train: TrainConfig, vocab_size: int, device_: str, start: int
-) -> Fit | None:
-    """Real steps on random tokens, about `start` sequences at once and upwards; None when not even one fits."""
+    tell: Tell, model: ModelConfig, optim: OptimConfig, train: TrainConfig, vocab_size: int, device_: str, start: int
+) -> Fit | Failed:
+    """Real steps on random tokens, about `start` sequences at once and upwards."""
     device = torch.device(device_)
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, device)
+        cap_memory(device)
     trial = Trial(model, optim, train, vocab_size, device)
     sequences = Ramp(model, train).sequences
+
+    def told(what: str, rate: Callable[[int], float | None]) -> Callable[[int], float | None]:
+        def tried(size: int) -> float | None:
+            found = rate(size)
+            tell(Tried(what, size, found, memory_used(device)))
+            return found
+
+        return tried
+
     sizes = _doubling([size for size in range(1, sequences + 1) if sequences % size == 0])
-    rates = search(sizes, start, trial.training_rate)
+    rates = search(sizes, start, told("training", trial.training_rate))
     if not rates:
-        return None
+        return Failed("out of memory with one sequence at once")
     micro_batch = choose(rates)
     eval_sizes = [size for size in (2**i for i in range(20)) if size <= max(micro_batch, MOST_EVALUATED)]
-    eval_rates = search(eval_sizes, micro_batch, trial.evaluation_rate)
+    eval_rates = search(eval_sizes, micro_batch, told("evaluation", trial.evaluation_rate))
     eval_batch = choose(eval_rates) if eval_rates else 1
     return Fit(micro_batch=micro_batch, eval_batch=eval_batch, rates=rates, eval_rates=eval_rates)
 
 
-def search(sizes: list[int], start: int, rate: Callable[[int], float | None]) -> dict[int, float]:
-    """The rate of each size tried: upwards from the last that is at most `start`, while it grows and fits.
+def cap_memory(device: torch.device) -> None:
+    """Let this process use what is free on a CUDA device, less the headroom: beyond it memory runs out at once.
 
-    `rate` says None where the memory runs out; when it does at once, smaller sizes are tried.
+    Without a limit WSL2 moves what does not fit into host memory, and training is ten times slower without a word.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, device)
+
+
+def search(sizes: list[int], start: int, rate: Callable[[int], float | None]) -> dict[int, float]:
+    """The rate of each size tried: upwards from the last that is at most `start`, until it falls or does not fit.
+
+    `rate` says None where the memory runs out; when it does at once, smaller sizes are tried. The first size meets a
+    GPU whose clock is not up yet, so it is timed once more.
     """
     first = max(i for i, size in enumerate(sizes) if i == 0 or size <= start)
     rates: dict[int, float] = {}
     for size in sizes[first:]:
         found = rate(size)
-        if found is None or found <= max(rates.values(), default=0.0):
+        if found is None:
             break
         rates[size] = found
+        if found < NEAR_BEST * max(rates.values()):
+            break
     for size in reversed(sizes[:first]):
         if rates:
             break
         if (found := rate(size)) is not None:
             rates[size] = found
+    if len(rates) > 1:
+        again = next(iter(rates))
+        rates[again] = max(rates[again], rate(again) or 0.0)
     return rates
 
 
@@ -173,86 +236,41 @@ def choose(rates: dict[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= NEAR_BEST * max(rates.values()))
 
 
-class Trial:
-    """A model like the run's, with random tokens and its real optimizers."""
+def estimated_micro_batch(
+    sequences: int, parameters: int, model: ModelConfig, vocab_size: int, device: torch.device, precision: torch.dtype
+) -> int:
+    """The most sequences at once that divide `sequences` and should fit: 8 % of the memory is left alone.
 
-    WARM, TIMED = 2, 4  # forward and backward passes; the first compiles, and makes the optimizers' state
+    Bytes a token, in bf16: 43 for each layer and unit of width, and fp32 twice that. Weights, gradients and optimizer:
+    16 bytes a parameter; the loss: 1.4 GB at GPT-2's vocabulary.
+    """
+    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 << 30
+    width = 2 if precision is torch.float32 else 1
+    a_token = width * 43 * model.n_layer * model.d_model
+    room = int((memory * (1 - HEADROOM) - 16 * parameters - 28_000 * vocab_size) / (a_token * model.seq_len))
+    small = [size for size in range(1, math.isqrt(sequences) + 1) if sequences % size == 0]
+    return max(size for size in (*small, *(sequences // size for size in small)) if size <= max(1, room))
 
-    def __init__(
-        self, config: ModelConfig, optim: OptimConfig, train: TrainConfig, vocab_size: int, device: torch.device
-    ) -> None:
-        precision = resolve_precision(train, device)
-        self.device, self.train = device, train
-        self.model = Model(config, vocab_size).to(device)
-        self.model.checkpoint_activations = train.checkpoint_activations
-        self.stepper = Stepper(
-            self.model,
-            Optimizers(self.model, optim),
-            optim.clip,
-            lambda: autocast(device, precision),
-            loss_scaler(device, precision),
-        )
 
-    def update(self) -> None:
-        """The step of the optimizers, whatever the loss was."""
-        self.stepper.update(torch.zeros((), device=self.device))
+def _answer(connection: Connection, work: Callable[..., Fit | Failed], arguments: tuple[Any, ...]) -> None:
+    """The child: send what `work` tells, then its answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
 
-    def training_rate(self, size: int) -> float | None:
-        """Tokens a second, forward and backward, with an optimizer step to either side of the timed passes."""
+    def send(message: Tried | Fit | Failed) -> None:
+        connection.send_bytes(msgspec.json.encode(message))
 
-        def step(batch: Batch, passes: int) -> None:
-            for _ in range(passes):
-                self.stepper.learn(batch)
+    try:
+        send(work(send, *arguments))
+    except Exception as error:
+        send(Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
-        return self._rate(size, step, self.update)
 
-    def evaluation_rate(self, size: int) -> float | None:
-        """Tokens a second, forward alone, the optimizers' state being there."""
-
-        def step(batch: Batch, passes: int) -> None:
-            self.model.eval()
-            with torch.no_grad(), self.stepper.autocast():
-                for _ in range(passes):
-                    self.model.loss(*batch)
-
-        return self._rate(size, step, lambda: None)
-
-    def batch(self, size: int) -> Batch:
-        """`size` sequences of random tokens; from here on the model is compiled for as many."""
-        if wants_compile(self.train, self.device):
-            compile_model(self.model)
-        seq_len = self.model.config.seq_len
-        ids = torch.randint(self.model.vocab_size, (size, seq_len + 1), device=self.device)
-        documents = None
-        if self.train.document_mask:  # as many as text has, about: an end every 512 tokens
-            ends = ends_of(np.arange(0, size * seq_len, 512), size, seq_len)
-            documents = torch.from_numpy(ends).to(self.device)
-        return Batch(ids[:, :-1], ids[:, 1:], documents)
-
-    def now(self) -> float:
-        """Seconds, when the device has done all that was asked of it."""
-        synchronize(self.device)
-        return time.perf_counter()
-
-    def _rate(self, size: int, run: Callable[[Batch, int], None], after: Callable[[], object]) -> float | None:
-        try:
-            batch = self.batch(size)
-            for _ in range(self.WARM):
-                run(batch, self.WARM)
-                after()
-            began = self.now()
-            run(batch, self.TIMED)
-            seconds = self.now() - began
-            after()
-        except torch.OutOfMemoryError:
-            seconds = 0.0
-        if not seconds:
-            self.model.zero_grad(set_to_none=True)
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return None
-        return self.TIMED * size * self.model.config.seq_len / seconds
+def _report(tried: Tried) -> None:
+    if tried.tok_per_s is None:
+        logger.info("%s with %d sequences at once: out of memory", tried.what, tried.size)
+        return
+    rate, gigabytes = f"{tried.tok_per_s:,.0f}", tried.memory / 1e9
+    logger.info("%s with %d sequences at once: %s tok/s, %.1f GB", tried.what, tried.size, rate, gigabytes)
 
 
 def _doubling(sizes: list[int]) -> list[int]:

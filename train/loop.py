@@ -15,7 +15,7 @@ from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime
 from train import checkpoint as checkpoints
 from train import generators
 from train.checkpoint import Best, Checkpoint, Progress
-from train.compile import compile_model, wants_compile
+from train.compile import compile_model, compiled_graphs, wants_compile
 from train.device import (
     autocast,
     device_name,
@@ -25,7 +25,7 @@ from train.device import (
     resolve_precision,
 )
 from train.evaluate import Evaluation
-from train.fitting import Fit, best_fit
+from train.fitting import Fit, best_fit, cap_memory
 from train.guard import Guard
 from train.job import Emit, Job, Result
 from train.loader import TokenLoader
@@ -68,6 +68,8 @@ class Trainer:
             lambda: best_fit(job.model, job.optim, share, vocab_size, self.device, job.fits), Fit
         )
         self.micro_batch = self.fit.micro_batch
+        if self.device.type == "cuda":
+            cap_memory(self.device)
         torch.manual_seed(job.train.seed)
         self.model = Model(job.model, vocab_size).to(self.device)
         self.model.checkpoint_activations = job.train.checkpoint_activations
@@ -145,7 +147,10 @@ class Trainer:
                 if ending:
                     self.saver.wait()
                     raise ending
-            self.emit("end", {"step": self.step, "tokens": self.tokens, **self.meter.summary(self.tokens)})
+            graphs = compiled_graphs()
+            self.emit(
+                "end", {"step": self.step, "tokens": self.tokens, "graphs": graphs, **self.meter.summary(self.tokens)}
+            )
         weights = checkpoints.weights_hash(self.model.state_dict())
         return Result(self.steps, self.tokens, self.evaluation or self._measure(), weights, self.best)
 

@@ -6,10 +6,11 @@ import torch
 
 from shards.errors import HostError
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.fitting import Fit, Trial
+from train.fitting import Fit
 from train.power import CardPower, card_power
 from train.ramp import Ramp
 from train.saver import checkpoint_nbytes
+from train.trial import Trial
 
 STEPS = 20
 SECONDS = 30.0  # for them, or for as many micro-batches as fit in it: on a CPU one step can take hours

@@ -237,18 +237,6 @@ def test_settings_that_once_passed(corpus_file: Path, tmp_path: Path, setting: s
     assert says in last_lines(run("prepare", toml, "--home", tmp_path / "home", "--set", setting), 2)
 
 
-def test_a_batch_of_any_size_is_divided_quickly() -> None:
-    import torch
-
-    from train.config import ModelConfig
-    from train.device import fitting_micro_batch
-
-    config = ModelConfig(seq_len=32, d_model=32, n_layer=1)
-    found = fitting_micro_batch(2**35, 1000, config, 512, torch.device("cpu"), torch.float32)
-    assert found >= 1 and 2**35 % found == 0
-    assert fitting_micro_batch(7, 1000, config, 512, torch.device("cpu"), torch.float32) == 7
-
-
 def test_brackets_in_a_path_and_a_terminal_without_columns(tiny_toml: Path, tmp_path: Path) -> None:
     home = tmp_path / "[red]"
     assert run("train", tiny_toml, "--home", home, "--set", "train.steps=1").stdout.endswith(f"{home}/runs/tiny\n")

@@ -1,13 +1,15 @@
 """The micro-batch finder tries what it says, chooses the smallest that is good enough, and remembers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import finder_work
 import msgspec
 import pytest
 import torch
 
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.fitting import Fit, best_fit, choose, measure_apart, search
+from train.fitting import Failed, Fit, best_fit, choose, estimated_micro_batch, in_child, search
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32)
 TRAIN = TrainConfig(steps=1, batch_tokens=32 * 12)
@@ -23,9 +25,9 @@ def test_the_smallest_size_within_two_percent() -> None:
 @pytest.mark.parametrize(
     ("start", "fits", "peak", "tried"),
     [
-        (1, 99, 8, [1, 2, 4, 8, 16]),  # until the rate falls
-        (4, 99, 99, [4, 8, 16, 32]),  # up to the whole batch
-        (5, 8, 99, [4, 8, 16]),  # until the memory runs out
+        (1, 99, 8, [1, 2, 4, 8, 16, 32, 1]),  # until the rate falls by more than 2 %; then the first again
+        (4, 99, 99, [4, 8, 16, 32, 4]),  # up to the whole batch
+        (5, 8, 99, [4, 8, 16, 4]),  # until the memory runs out
         (32, 2, 99, [32, 16, 8, 4, 2]),  # too large from the start
         (32, 0, 99, [32, 16, 8, 4, 2, 1]),  # nothing fits
     ],
@@ -37,21 +39,61 @@ def test_what_is_tried(start: int, fits: int, peak: int, tried: list[int]) -> No
         asked.append(size)
         return None if size > fits else 1000.0 - abs(size - peak)
 
-    found = search([1, 2, 4, 8, 16, 32], start, rate)
+    found = search([1, 2, 4, 8, 16, 32, 64], start, rate) if peak == 8 else search([1, 2, 4, 8, 16, 32], start, rate)
     assert asked == tried
-    assert set(found) == {size for size in tried if size <= fits and (size <= peak or peak == 99)}
+    assert set(found) == {size for size in tried if size <= fits}
 
 
-def test_real_steps_in_a_process_of_its_own() -> None:
-    """On the CPU, without a limit: the path is the one a card takes."""
+def test_the_first_size_is_timed_again() -> None:
+    """It meets a GPU that is still cold: its first rate is too low."""
+    rates = iter([50.0, 80.0, 70.0, 81.0])
+    assert search([1, 2, 4], 1, lambda _: next(rates)) == {1: 81.0, 2: 80.0, 4: 70.0}
+
+
+def test_real_steps_in_a_process_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """On the CPU, without a limit: the path is the one a GPU takes."""
+    caplog.set_level("INFO", "train.fitting")
     before = torch.get_rng_state()
-    fit = measure_apart(MODEL, OptimConfig(), TRAIN, 100, CPU, 3)
-    assert fit is not None
+    fit = in_child(finder_work.measure_briefly, MODEL, OptimConfig(), TRAIN, 100, "cpu", 3)
+    assert isinstance(fit, Fit)
     assert fit.micro_batch in fit.rates and 12 % fit.micro_batch == 0
     assert fit.eval_batch in fit.eval_rates
     assert next(iter(fit.rates)) == 2  # of 1, 2, 4, 12: the last that is at most 3
     assert min(*fit.rates.values(), *fit.eval_rates.values()) > 0
     assert torch.equal(torch.get_rng_state(), before)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("training with 2 sequences at once: " in line and "tok/s" in line for line in said) >= 1
+    assert any("evaluation with" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (finder_work.raises, "ValueError: Expected a torch.device with a specified index"),
+        (finder_work.out_of_memory, "OutOfMemoryError: CUDA out of memory"),
+        (finder_work.imports, "ModuleNotFoundError: No module named 'no_such_module'"),
+        (finder_work.segfaults, "ended with exit code -11"),
+        (finder_work.hangs, "no answer for 3 s"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_child_that_fails_says_why(work: Callable[..., Fit | Failed], reason: str) -> None:
+    found = in_child(work, patience=3.0 if work is finder_work.hangs else 60.0)
+    assert isinstance(found, Failed)
+    assert reason in found.reason
+
+
+def test_a_child_that_fails_ends_in_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine whose GPU is said to be there and is not: the child cannot even begin."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 << 30, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    fit = best_fit(MODEL, OptimConfig(), TRAIN, 100, torch.device("cuda", 0), tmp_path / "fits.json")
+    assert fit == Fit(micro_batch=12, eval_batch=12)
+    assert "could not be measured: " in caplog.text and "estimated instead: 12 sequences" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cpu_is_estimated_and_what_is_asked_is_kept(tmp_path: Path) -> None:
@@ -60,3 +102,9 @@ def test_the_cpu_is_estimated_and_what_is_asked_is_kept(tmp_path: Path) -> None:
     asked = msgspec.structs.replace(TRAIN, micro_batch=3)
     assert best_fit(MODEL, OptimConfig(), asked, 100, CPU, cache) == Fit(micro_batch=3, eval_batch=12)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_of_any_size_is_divided_quickly() -> None:
+    found = estimated_micro_batch(2**35, 1000, MODEL, 512, CPU, torch.float32)
+    assert found >= 1 and 2**35 % found == 0
+    assert estimated_micro_batch(7, 1000, MODEL, 512, CPU, torch.float32) == 7

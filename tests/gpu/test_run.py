@@ -1,0 +1,167 @@
+"""The whole of it on a GPU, as a user runs it: find the micro-batch, train compiled, kill, resume, evaluate, sample."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import command
+
+from train.metrics import read_rows
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+LONGEST = 240.0
+RECIPE = """
+[corpus]
+kind = "files"
+name = "docs"
+files = ["{files}"]
+[tokens]
+tokenizer = "bpe"
+vocab_size = 2048
+val_fraction = 0.1
+workers = 1
+[model]
+n_layer = 2
+n_head = 2
+d_model = 256
+seq_len = 256
+[optim]
+lr = 0.01
+[train]
+steps = 60
+batch_tokens = 8192
+eval_every = 20
+eval_tokens = 16384
+sample_every = 30
+sample_tokens = 8
+checkpoint_every = 10
+log_every = 1
+"""
+
+
+class Place:
+    """One home and one recipe; commands run in processes of their own."""
+
+    def __init__(self, root: Path, corpus: Path) -> None:
+        self.home, self.toml = root / "home", root / "docs.toml"
+        self.toml.write_text(RECIPE.format(files=corpus))
+
+    def millpond(self, *arguments: object) -> str:
+        """What the command printed; it must end well."""
+        done = subprocess.run(
+            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONGEST
+        )
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout
+        assert "Traceback" not in done.stdout and "torch.compile failed" not in done.stdout
+        return done.stdout
+
+    def train(self, name: str, *settings: str) -> str:
+        return self.millpond(*self.training(name, *settings))
+
+    def training(self, name: str, *settings: str) -> list[object]:
+        return ["train", self.toml, "--name", name, *(word for each in settings for word in ("--set", each))]
+
+    def command(self, *arguments: object) -> list[str]:
+        return command(*arguments, "--home", self.home)
+
+    def rows(self, name: str, what: str = "loss") -> dict[int, Any]:
+        return {row["step"]: row[what] for row in read_rows(self.home / "runs" / name / "metrics.jsonl") if what in row}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Place:
+    return Place(tmp_path_factory.mktemp("gpu"), corpus_file)
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> str:
+    """A run with nothing set: the finder, the compiler and the precision are automatic."""
+    return place.train("whole")
+
+
+def test_a_whole_run(place: Place, whole: str) -> None:
+    assert "training with " in whole and " tok/s, " in whole  # the finder's sizes
+    assert json.loads((place.home / "fits.json").read_text())[0]["fit"]["rates"]
+    assert "estimated instead" not in whole
+    losses = place.rows("whole")
+    assert list(losses) == list(range(1, 61))
+    assert losses[60] < losses[1] - 1.0
+    assert place.rows("whole", "val_loss")[60] < place.rows("whole", "val_loss")[0] - 1.0
+    assert "4 graphs compiled" in whole  # the layers and the loss, for training and for evaluation
+
+
+def test_killed_and_resumed_it_learns_the_same(place: Place, whole: str) -> None:
+    process = subprocess.Popen(place.command(*place.training("killed")), stdout=subprocess.DEVNULL)
+    metrics, began = place.home / "runs" / "killed" / "metrics.jsonl", time.monotonic()
+    while process.poll() is None and time.monotonic() < began + LONGEST:
+        if metrics.exists() and any(row["step"] >= 25 for row in read_rows(metrics)):
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    assert "already done" in place.train("killed")  # the tokens
+    found, expected = place.rows("killed"), place.rows("whole")
+    assert list(found) == list(expected)
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=0.05)
+    assert list(found.values())[:5] == pytest.approx(list(expected.values())[:5], abs=2e-3)
+
+
+def test_evaluate_sample_and_plan(place: Place, whole: str) -> None:
+    found = json.loads(place.millpond("evaluate", "whole", "--json").splitlines()[-1])
+    assert found["step"] == 60
+    assert found["val_loss"] == pytest.approx(place.rows("whole", "val_loss")[60], abs=0.3)  # of more tokens
+    assert place.millpond("sample", "whole", "--prompt", "The").strip()
+    assert " tok/s, " in place.millpond("plan", place.toml)
+
+
+@pytest.mark.parametrize("compiled", ["on", "off"])
+def test_masks_and_a_ramp_compile_no_graph_more(place: Place, whole: str, compiled: str) -> None:
+    settings = ("train.document_mask=true", "train.batch_ramp=[2048,4096]", "train.micro_batch=8")
+    said = place.train(f"masked-{compiled}", *settings, f"train.compile={compiled}")
+    losses = place.rows(f"masked-{compiled}")
+    assert losses[60] < losses[1] - 0.8
+    if compiled == "on":
+        assert "4 graphs compiled" in said
+        return
+    assert "graphs compiled" not in said
+    graphs = place.rows("masked-on")
+    assert list(losses.values())[:10] == pytest.approx(list(graphs.values())[:10], abs=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_in_another_precision_it_learns_the_same(place: Place, whole: str, precision: str) -> None:
+    place.train(precision, f"train.precision={precision}", "train.micro_batch=8")
+    found, expected = place.rows(precision), place.rows("whole")
+    assert found[60] == pytest.approx(expected[60], abs=0.2)
+
+
+def test_gpt2_with_adamw(place: Place, whole: str) -> None:
+    place.train("gpt2", "model.family=gpt2", "optim.name=adamw", "optim.lr=0.002", "train.micro_batch=8")
+    losses = place.rows("gpt2")
+    assert losses[60] < losses[1] - 0.8
+
+
+def test_a_capped_memory_halves_the_micro_batch_and_not_the_step(place: Place, whole: str) -> None:
+    """With so little memory that 32 sequences do not fit, the same losses come of smaller pieces."""
+    code = (
+        "import torch, sys; from train import loop; loop.cap_memory = lambda device: "
+        "torch.cuda.set_per_process_memory_fraction({} / torch.cuda.mem_get_info()[1], device); "
+        "from pipeline.cli import main; main(sys.argv[1:])"
+    )
+    wide = ("model.n_layer=8", "train.micro_batch=32", "train.steps=12", "train.compile=off")
+    arguments = [str(word) for word in (*place.training("capped", *wide), "--home", place.home)]
+    place.train("free", *wide)
+    peak = max(place.rows("free", "memory_gb").values()) * 1e9
+    done = subprocess.run(
+        [command()[0], "-c", code.format(0.6 * peak), *arguments], capture_output=True, text=True, timeout=LONGEST
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory with 32 sequences at once: going on with 16" in done.stderr
+    found, expected = (list(place.rows(name).values()) for name in ("capped", "free"))
+    assert found == pytest.approx(expected, abs=3e-2)

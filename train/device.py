@@ -25,7 +25,7 @@ def pick_device() -> torch.device:
                 "each process trains on a card of its own",
                 f"torchrun --nproc-per-node {cards} …",
             )
-        return torch.device("cuda") if local is None else torch.device("cuda", int(local))
+        return torch.device("cuda", torch.cuda.current_device() if local is None else int(local))
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
@@ -33,7 +33,7 @@ def pick_device() -> torch.device:
 
 def devices_here(device: torch.device) -> list[torch.device]:
     """The devices of all processes on this machine that train the run; `device` is this one's."""
-    if device.index is None:
+    if "LOCAL_RANK" not in os.environ:
         return [device]
     return [torch.device(device.type, local) for local in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]
 

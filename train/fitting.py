@@ -109,7 +109,7 @@ def best_fit(
         card=device_name(device),
         memory=total,
         free_eighths=round(8 * free / total),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a subclass of str, which msgspec does not encode
         model=model,
         optimizer=optim.name,
         vocab_size=vocab_size,
@@ -202,7 +202,8 @@ def cap_memory(device: torch.device) -> None:
     Without a limit WSL2 moves what does not fit into host memory, and training is ten times slower without a word.
     """
     free, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # torch refuses a bare "cuda" here
+    torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, index)
 
 
 def search(sizes: list[int], start: int, rate: Callable[[int], float | None]) -> dict[int, float]:

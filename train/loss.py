@@ -17,7 +17,7 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     vocab_size: int,
-    softmax: Callable[[Tensor, int], Tensor] | None = None,
+    softmax: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The mean cross-entropy in nats, () fp32, of `hidden` (N, D) @ `weight` (V, D).T against `targets` (N,) int64.
 
@@ -32,17 +32,16 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, softmax or softmax_, dtype, learns)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def softmax_(logits: Tensor, vocab_size: int) -> Tensor:
-    """Replace `logits` (N, V) by their softmax over the first `vocab_size` columns; return its log-sum-exp, (N,) fp32.
+def softmax_(logits: Tensor) -> Tensor:
+    """Replace `logits` (N, V) by their softmax; return its log-sum-exp, (N,) fp32.
 
-    The columns after them become 0. Compiled, this is one kernel that reads and writes each logit once.
+    Compiled, this is one kernel that reads and writes each logit once.
     """
     x = logits.float()
-    x[:, vocab_size:] = -torch.inf
     top = x.amax(1, keepdim=True)
     x.sub_(top).exp_()
     sums = x.sum(1, keepdim=True)
-    x.div_(sums)
+    x.mul_(sums.reciprocal())
     if x is not logits:
         logits.copy_(x)
     return (sums.log() + top)[:, 0]
@@ -66,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         vocab_size: int,
-        softmax: Callable[[Tensor, int], Tensor],
+        softmax: Callable[[Tensor], Tensor],
         dtype: torch.dtype,
         learns: bool,
     ) -> Tensor:
@@ -84,7 +83,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 inputs, expected = hidden[chunk].to(dtype), targets[chunk, None]
                 logits = torch.mm(inputs, table.T, out=buffer[: len(inputs)])
                 wanted = logits.gather(1, expected)[:, 0].float()
-                losses[chunk] = softmax(logits, vocab_size) - wanted
+                logits[:, vocab_size:] = -torch.inf  # not in softmax_, which would ask for every logit where it is
+                losses[chunk] = softmax(logits) - wanted
                 if learns:  # the logits are probabilities now; less 1 at the target they are the loss's gradient
                     errors = logits.scatter_(1, expected, torch.expm1(-losses[chunk, None]).to(dtype))
                     grad_hidden[chunk] = errors @ table

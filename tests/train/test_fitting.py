@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.fitting import Failed, Fit, best_fit, choose, estimated_micro_batch, in_child, search
+from train.fitting import Failed, Fit, best_fit, cap_memory, choose, estimated_micro_batch, in_child, search
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32)
 TRAIN = TrainConfig(steps=1, batch_tokens=32 * 12)
@@ -83,17 +83,53 @@ def test_a_child_that_fails_says_why(work: Callable[..., Fit | Failed], reason: 
     assert reason in found.reason
 
 
-def test_a_child_that_fails_ends_in_the_estimate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A machine whose GPU is said to be there and is not: the child cannot even begin."""
+@pytest.fixture
+def said_to_be_there(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A GPU that answers what best_fit asks, on a machine without one."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 << 30, 24 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    fit = best_fit(MODEL, OptimConfig(), TRAIN, 100, torch.device("cuda", 0), tmp_path / "fits.json")
+    return torch.device("cuda", 0)
+
+
+def test_a_child_that_fails_ends_in_the_estimate(
+    said_to_be_there: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The child finds no GPU, really, and cannot even begin."""
+    fit = best_fit(MODEL, OptimConfig(), TRAIN, 100, said_to_be_there, tmp_path / "fits.json")
     assert fit == Fit(micro_batch=12, eval_batch=12)
     assert "could not be measured: " in caplog.text and "estimated instead: 12 sequences" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_found_is_remembered_for_the_same_case(
+    said_to_be_there: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, answers = tmp_path / "home" / "fits.json", [Fit(micro_batch=4, eval_batch=8, rates={4: 1.0})] * 4
+
+    def find(train: TrainConfig = TRAIN, vocab_size: int = 100) -> int:
+        best_fit(MODEL, OptimConfig(), train, vocab_size, said_to_be_there, cache)
+        return len(answers)
+
+    monkeypatch.setattr("train.fitting.in_child", lambda *_: answers.pop())
+    assert [find(), find(), find(vocab_size=200), find(), find(vocab_size=200)] == [3, 3, 2, 2, 2]
+    assert find(msgspec.structs.replace(TRAIN, document_mask=True)) == 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 24 << 30))  # another process has come
+    assert find() == 0
+    cache.write_text("not JSON")
+    answers.append(Fit(micro_batch=4, eval_batch=8))
+    assert find() == 0
+
+
+@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 1)], ids=str)
+def test_the_limit_is_of_one_gpu(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """torch refuses a device without an index here."""
+    limits = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (12 << 30, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given))
+    cap_memory(device)
+    assert limits == [(pytest.approx(0.46), device.index or 0)]
 
 
 def test_the_cpu_is_estimated_and_what_is_asked_is_kept(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """torch.compile where it is wanted, and the same function uncompiled where it fails."""
 
 import logging
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +24,16 @@ def compile_model(model: Model) -> None:
 
     What an earlier model had compiled is forgotten: a function is only compiled for so many shapes.
     """
+    from torch._dynamo.utils import counters
+
     torch.compiler.reset()
+    counters["stats"].clear()
     model.compiled_hidden, model.compiled_softmax = OrEager(model.hidden), OrEager(softmax_)
 
 
-def compiled_graphs() -> int:
-    """How many graphs this process has compiled so far; a backward graph counts with its forward graph."""
-    if "torch._dynamo" not in sys.modules:  # loading it takes seconds, and nothing was compiled
+def compiled_graphs(model: Model) -> int:
+    """How many graphs were compiled for `model` so far; a backward graph counts with its forward graph."""
+    if model.compiled_hidden is None:
         return 0
     from torch._dynamo.utils import counters
 

@@ -147,7 +147,7 @@ class Trainer:
                 if ending:
                     self.saver.wait()
                     raise ending
-            graphs = compiled_graphs()
+            graphs = compiled_graphs(self.model)
             self.emit(
                 "end", {"step": self.step, "tokens": self.tokens, "graphs": graphs, **self.meter.summary(self.tokens)}
             )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from train.metrics import read_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONGEST = 240.0
+GRAPHS = re.compile(r"; [34] graphs compiled")  # the layers in training and evaluation, the loss in one shape or in two
 RECIPE = """
 [corpus]
 kind = "files"
@@ -94,7 +96,7 @@ def test_a_whole_run(place: Place, whole: str) -> None:
     assert list(losses) == list(range(1, 61))
     assert losses[60] < losses[1] - 1.0
     assert place.rows("whole", "val_loss")[60] < place.rows("whole", "val_loss")[0] - 1.0
-    assert "4 graphs compiled" in whole  # the layers and the loss, for training and for evaluation
+    assert GRAPHS.search(whole)
 
 
 def test_killed_and_resumed_it_learns_the_same(place: Place, whole: str) -> None:
@@ -127,7 +129,7 @@ def test_masks_and_a_ramp_compile_no_graph_more(place: Place, whole: str, compil
     losses = place.rows(f"masked-{compiled}")
     assert losses[60] < losses[1] - 0.8
     if compiled == "on":
-        assert "4 graphs compiled" in said
+        assert GRAPHS.search(said)
         return
     assert "graphs compiled" not in said
     graphs = place.rows("masked-on")

@@ -50,8 +50,8 @@ bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
 	@.venv/bin/python -P tests/benchmarks/loader.py
 	@.venv/bin/python -P tests/benchmarks/train.py
 
-bench-gpu: .venv/dev ## One card in nine minutes: tok/s, MFU, memory, stall, compile, ratios, recipes
-	@.venv/bin/python -P tests/benchmarks/gpu.py $(settings)
+bench-gpu: .venv/dev ## Measure one GPU in four parts, each at most eight minutes (PART=smoke|step|loader|recipes)
+	@.venv/bin/python -P tests/benchmarks/gpu.py $(if $(PART),--part $(PART)) $(settings)
 
 $(millpond): pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv

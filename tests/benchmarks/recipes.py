@@ -10,9 +10,11 @@ are as far apart as the published ones (6 sequences and about 100).
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 BOOK = ("model.family=gpt2", "model.tied=false", "model.init=torch", "optim.name=adamw", "optim.decay=all")
@@ -54,9 +56,10 @@ def recipe(name: str, scale: Scale, tokens: int, factor: float) -> tuple[str, ..
         case "stacked":  # its best: the stacked interventions
             own = (*BOOK, heads, "model.qkv_bias=true", "model.dropout=0", "optim.weight_decay=0.01", "optim.clip=3.5")
             own += (*COSINE, warm, f"optim.lr={1.4e-3 * factor}")
-        case "adamw":  # GPT-2's own init and decay, the tuned rate, linear decay
+        case "gpt2-tuned":  # the preset's, but for the length of its warm-up
             own = (heads, "model.family=gpt2", "optim.name=adamw", "optim.beta1=0.9", "optim.eps=1e-8")
-            own += ("optim.weight_decay=0.1", warm, f"optim.lr={1.5e-3 * factor}")
+            own += ("optim.weight_decay=0.1", "optim.decay_fraction=1.0", "optim.final_lr=0.1")
+            own += (warm, f"optim.lr={1.5e-3 * factor}")
         case "muon-gpt2" | "overnight":  # the preset's optimizer, on GPT-2's form for comparison and on its own
             form = ("model.family=gpt2", "model.tied=false", heads) if name == "muon-gpt2" else (modern_heads,)
             published = {"lr": 0.025, "embed_lr": 0.05, "head_lr": 0.004, "norm_lr": 0.015}
@@ -67,14 +70,20 @@ def recipe(name: str, scale: Scale, tokens: int, factor: float) -> tuple[str, ..
     return (*shared, *own)
 
 
-def run(home: Path, folder: str, name: str, settings: tuple[str, ...]) -> list[tuple[int, float]]:
-    """Train it, unless that is done, and return its validation losses: (tokens, nats a token)."""
+def run(
+    home: Path, folder: str, name: str, settings: tuple[str, ...], until: float = math.inf
+) -> list[tuple[int, float]]:
+    """Train it, unless that is done, and return its validation losses: (tokens, nats a token).
+
+    They end earlier when time.monotonic() reaches `until` before the last step.
+    """
     import torch
 
     from pipeline.config import load
     from pipeline.layout import Layout
     from pipeline.stages import Pipeline
     from pipeline.terminal import Terminal
+    from shards.errors import OutOfTime
     from train.metrics import read_rows
 
     if not torch.cuda.is_available():
@@ -83,7 +92,8 @@ def run(home: Path, folder: str, name: str, settings: tuple[str, ...]) -> list[t
     common += ("train.log_every=1000000", "train.prompts=[]")
     config = load("overnight", (*common, *settings))[1]
     layout = Layout(home)
-    Pipeline(layout, "overnight", config, Terminal()).train(name)
+    with suppress(OutOfTime):
+        Pipeline(layout, "overnight", config, Terminal()).train(name, until=until)
     rows = read_rows(layout.run(name).metrics)
     return [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
 
@@ -134,7 +144,7 @@ def main() -> None:
         spread = f"{statistics.mean(last):.4f} ({min(last):.4f} to {max(last):.4f})"
         print(f"{name:<10} {tokens / 1e6:8.2f} M tokens, rates x{chosen[name]:g}: {spread}")
     for name in ("first", "stacked"):
-        for other in ("adamw", "muon-gpt2", "overnight"):
+        for other in ("gpt2-tuned", "muon-gpt2", "overnight"):
             if name in means and other in means:
                 target = means[name][-1][1]
                 there = next((tokens for tokens, loss in means[other] if loss <= target), None)

@@ -148,6 +148,8 @@ class Model(nn.Module):
             rope = self.rope_cos[:T, None].type_as(x), self.rope_sin[:T, None].type_as(x)
         else:
             x = x + self.positions.weight[:T]
+        if self.config.residual == "autocast" and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.dropout(x)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():

@@ -159,6 +159,7 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
 
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
+    layout.keep_compiled()
     sources = OpenSources(wanted.sources, wanted.model.seq_len)
     for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()

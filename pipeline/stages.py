@@ -38,6 +38,7 @@ class Pipeline:
     def __init__(self, layout: Layout, config: str, recipe: Recipe, terminal: Terminal) -> None:
         self.layout, self.config, self.recipe, self.terminal = layout, config, recipe, terminal
         layout.require_writable()
+        layout.keep_compiled()
 
     def fetch(self, *, force: bool = False) -> "Corpus":
         """The corpus's files, on disk, hashed and pinned."""
@@ -163,7 +164,6 @@ class Pipeline:
         OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
         """
         run = self.layout.run(runs.checked_name(name))
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.layout.compiled.absolute()))
         with joined() as world:
             rank_share(self.recipe.model, self.recipe.train, world.size)  # what cannot be is refused before any work
             if world.is_first:

@@ -5,13 +5,14 @@ import math
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from pipeline.cli_shards import shards
 from pipeline.options import as_json, home, pipeline_of, print_json, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
+from train.config import DeviceName
 from train.world import is_first_to_fail, is_silent
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ _config = click.argument("config", default="demo")
 _run = click.argument("run", default="demo")
 _set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
 _best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
+_device = click.option(
+    "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
+)
 _force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
 
 main.add_command(shards)
@@ -96,6 +100,7 @@ def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> N
     from pipeline.plan import training, training_lines
 
     pipeline = _pipeline(config, settings, home)[1]
+    pipeline.require_device()
     found = _plan(pipeline, say=not as_json)
     trained = training(pipeline, found)
     if as_json:
@@ -166,14 +171,15 @@ def train(config: str, name: str | None, fresh: bool, max_hours: float, settings
     "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
 )
 @_best
+@_device
 @as_json
 @home
-def evaluate(run: str, tokens: int, best: bool, as_json: bool, home: Path) -> None:
+def evaluate(run: str, tokens: int, best: bool, device: DeviceName | None, as_json: bool, home: Path) -> None:
     """The newest checkpoint's validation loss."""
     from pipeline import runs
     from pipeline.layout import Layout
 
-    found = runs.evaluate(Layout(home), run, tokens, best=best)
+    found = runs.evaluate(Layout(home), run, tokens, best=best, device=device)
     if as_json:
         print_json(found)
         return
@@ -202,13 +208,23 @@ def evaluate(run: str, tokens: int, best: bool, as_json: bool, home: Path) -> No
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
 )
 @_best
+@_device
 @home
-def sample(run: str, prompt: str, tokens: int, temperature: float, seed: int, best: bool, home: Path) -> None:
+def sample(
+    run: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    best: bool,
+    device: DeviceName | None,
+    home: Path,
+) -> None:
     """Text from the newest checkpoint."""
     from pipeline import runs
     from pipeline.layout import Layout
 
-    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed, best=best)
+    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed, best=best, device=device)
     click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
 
 
@@ -250,8 +266,8 @@ def doctor(as_json: bool, home: Path) -> None:
     else:
         for check in checks:
             click.echo(f"{check.state:<8} {check.name:<9} {check.found}")
-            if check.advice:
-                click.echo(f"{'':<18} {check.advice}")
+            for line in check.advice.splitlines():
+                click.echo(f"{'':<18} {line}")
     if bad := [check.name for check in checks if check.state == "bad"]:
         raise HostError(f"this machine is not fit: {', '.join(bad)}")
 

@@ -92,6 +92,10 @@ class Layout(NamedTuple):
         """What torch has compiled, which a run that goes on need not compile again."""
         return self.home / "compiled"
 
+    def keep_compiled(self) -> None:
+        """Have torch keep what it compiles under this home, unless the user has named another place for it."""
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.compiled.absolute()))
+
     def receipt(self, stage: str, target: str) -> Path:
         """The receipt of a stage that has no folder of its own to put it in."""
         return self.home / "receipts" / f"{stage}-{target}.json"

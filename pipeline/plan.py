@@ -142,7 +142,7 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
 
     pipeline.terminal.note("measuring some steps of training")
     model, optim, train, vocab_size = recipe.model, recipe.optim, recipe.train, plan.vocab_size
-    ramp, device = Ramp(model, train), pick_device()
+    ramp, device = Ramp(model, train), pick_device(train.device)
     precision = resolve_precision(train, device)
     fit = best_fit(model, optim, train, vocab_size, device, pipeline.layout.fits)
     most = peak(device, precision)

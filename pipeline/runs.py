@@ -15,6 +15,7 @@ from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
 from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
 from shards.manifest import Manifest, decode, encode
+from train.config import DeviceName
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
     from train.job import Job
@@ -150,8 +151,13 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
     )
 
 
-def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> dict[str, Any]:
-    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json."""
+def evaluate(
+    layout: Layout, name: str, tokens: int, *, best: bool = False, device: DeviceName | None = None
+) -> dict[str, Any]:
+    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json.
+
+    `device` is the run's own, train.device, if none is given.
+    """
     from train.device import autocast, pick_device, resolve_precision
     from train.fitting import best_fit
     from train.sources import OpenSources
@@ -159,20 +165,21 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
 
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
+    layout.keep_compiled()
+    place = pick_device(device or wanted.train.device)
+    precision = resolve_precision(wanted.train, place)
     sources = OpenSources(wanted.sources, wanted.model.seq_len)
     for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()
     vocab_size = sources.tokenizer.vocab_size
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, vocab_size, best=best)
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, vocab_size, place, best=best)
     began = time.perf_counter()
-    device = pick_device()
-    precision = resolve_precision(wanted.train, device)
-    fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, device, wanted.fits)
+    fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, place, wanted.fits)
     found = sources.measure(
         trained.model,
         tokens,
         fit.eval_batch,
-        lambda: autocast(device, precision),
+        lambda: autocast(place, precision),
         document_mask=wanted.train.document_mask,
     )
     result: dict[str, Any] = {
@@ -191,18 +198,28 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
 
 
 def sample(
-    layout: Layout, name: str, prompt: str, tokens: int, temperature: float, seed: int, *, best: bool = False
+    layout: Layout,
+    name: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    *,
+    best: bool = False,
+    device: DeviceName | None = None,
 ) -> str:
-    """Text from the newest checkpoint, or from the `best`."""
+    """Text from the newest checkpoint, or from the `best`. `device` is the run's own if none is given."""
     from shards.reader import TokenFolder
+    from train.device import pick_device
     from train.sample import generate
     from train.trained import load_trained
 
     run = existing(layout, name)
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
+    place = pick_device(device or wanted.train.device)
     first = wanted.sources[0]
     tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, tokenizer.vocab_size, best=best)
+    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, tokenizer.vocab_size, place, best=best)
     return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
 

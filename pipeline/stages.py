@@ -24,6 +24,7 @@ from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
+from train.gpus import read_driver
 from train.ramp import rank_share
 from train.world import World, joined
 
@@ -38,6 +39,18 @@ class Pipeline:
     def __init__(self, layout: Layout, config: str, recipe: Recipe, terminal: Terminal) -> None:
         self.layout, self.config, self.recipe, self.terminal = layout, config, recipe, terminal
         layout.require_writable()
+        layout.keep_compiled()
+
+    def require_device(self) -> None:
+        """HostError, before any work, unless the recipe can be trained on the device that it names.
+
+        torch is loaded for it only where there is NVIDIA's driver, or where a GPU is insisted on.
+        """
+        train = self.recipe.train
+        if (train.tokens or train.steps) and (train.device == "cuda" or (train.device == "auto" and read_driver())):
+            from train.device import pick_device
+
+            pick_device(train.device)
 
     def fetch(self, *, force: bool = False) -> "Corpus":
         """The corpus's files, on disk, hashed and pinned."""
@@ -163,8 +176,7 @@ class Pipeline:
         OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
         """
         run = self.layout.run(runs.checked_name(name))
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.layout.compiled.absolute()))
-        with joined() as world:
+        with joined(self.recipe.train.device) as world:
             rank_share(self.recipe.model, self.recipe.train, world.size)  # what cannot be is refused before any work
             if world.is_first:
                 self._lead(world, name, run, until, fresh=fresh)
@@ -174,6 +186,8 @@ class Pipeline:
     def _lead(self, world: World, name: str, run: RunPaths, until: float, *, fresh: bool) -> None:
         """What the one process that writes does: all of it."""
         trackers.require(self.recipe.train.trackers)
+        if fresh or not run.receipt.exists():  # a run that is done needs no device
+            self.require_device()
         weights = self.prepare()
         wanted = runs.identity_of(self.recipe, runs.pin(weights))
         print_ = fingerprint(wanted)

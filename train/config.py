@@ -16,6 +16,7 @@ Cadence = Annotated[int, Meta(ge=0, le=2**40, extra=NOT_IDENTITY)]
 
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +85,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     batch_tokens: BatchTokens = 262_144
     batch_ramp: tuple[BatchTokens, ...] = ()  # smaller batches before it, each for an equal part of the run
     micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits
+    device: Annotated[DeviceName, Meta(extra=NOT_IDENTITY)] = "auto"  # auto = a GPU if the machine has one
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], Meta(extra=NOT_IDENTITY)] = "auto"  # auto = on for CUDA
     checkpoint_activations: Annotated[bool, Meta(extra=NOT_IDENTITY)] = False  # less memory, a third more time

@@ -8,34 +8,41 @@ import psutil
 import torch
 
 from shards.errors import HostError
-from train.config import TrainConfig
+from train.config import DeviceName, TrainConfig
+from train.gpus import ON_THE_CPU, ask_torch, read_driver, why_none, why_not
 
 
-def pick_device() -> torch.device:
-    """CUDA if there is one (CUDA_VISIBLE_DEVICES chooses), else Apple's GPU, else the CPU.
+def pick_device(wanted: DeviceName = "auto") -> torch.device:
+    """The device of train.device. `auto`: CUDA's current GPU if there is one, else Apple's GPU, else the CPU.
 
-    Of several processes that torchrun started on one machine each gets its own card: HostError when they are too many.
+    Of several processes that torchrun started on one machine each gets its own GPU. HostError when they are too many,
+    and when torch cannot use the GPU that the machine has, or with `cuda` has none: never the CPU instead.
     """
-    if torch.cuda.is_available():
-        local, cards = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
-        if local is not None and int(local) >= cards:
-            raise HostError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', 'too many')} processes on this machine, which has {cards} CUDA "
-                + ("card" if cards == 1 else "cards"),
-                "each process trains on a card of its own",
-                f"torchrun --nproc-per-node {cards} …",
-            )
-        return torch.device("cuda", torch.cuda.current_device() if local is None else int(local))
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    if wanted == "cpu":
+        return torch.device("cpu")
+    build = ask_torch()
+    if build.gpus:
+        device = _own_gpu(len(build.gpus))
+        if refusal := why_not(build.gpus[device.index], build, read_driver()):
+            raise refusal
+        return device
+    if refusal := why_none(read_driver(), build, os.environ.get("CUDA_VISIBLE_DEVICES")):
+        raise refusal
+    if wanted == "cuda":
+        raise HostError(
+            "train.device is cuda, and this machine has no NVIDIA GPU or no driver for it",
+            f"torch {build.version} says: {build.error}",
+            f"install NVIDIA's driver; in a container, give it the GPU (docker run --gpus all); or {ON_THE_CPU}",
+        )
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def devices_here(device: torch.device) -> list[torch.device]:
     """The devices of all processes on this machine that train the run; `device` is this one's."""
-    if "LOCAL_RANK" not in os.environ:
+    processes = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun's: process k has GPU k
+    if device.type != "cuda" or processes is None:
         return [device]
-    return [torch.device(device.type, local) for local in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))]
+    return [torch.device("cuda", local) for local in range(int(processes))]
 
 
 def device_name(device: torch.device) -> str:
@@ -90,3 +97,17 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 def loss_scaler(device: torch.device, precision: torch.dtype) -> torch.amp.GradScaler | None:
     """What keeps fp16's small gradients from vanishing; the other types reach as far as fp32."""
     return torch.amp.GradScaler(device.type) if precision is torch.float16 else None
+
+
+def _own_gpu(gpus: int) -> torch.device:
+    local = os.environ.get("LOCAL_RANK")
+    if local is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if int(local) >= gpus:
+        raise HostError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', 'too many')} processes on this machine, which has {gpus} CUDA "
+            + ("GPU" if gpus == 1 else "GPUs"),
+            "each process trains on a GPU of its own",
+            f"torchrun --nproc-per-node {gpus} …",
+        )
+    return torch.device("cuda", int(local))

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -156,7 +157,9 @@ class TokenLoader:
 
     def _run(self) -> None:
         try:
-            self._fill()
+            # a thread begins on GPU 0, where its first call would open a context beside that of another process
+            with torch.cuda.device(self._device) if self._side else nullcontext():
+                self._fill()
         except BaseException as error:
             self._filled.put(error)
 

@@ -58,7 +58,7 @@ class Trainer:
         self.emit = emit if self.world.is_first else _say_nothing
         self.ramp = Ramp(job.model, job.train)
         self.steps = self.ramp.steps
-        self.device = pick_device()
+        self.device = pick_device(job.train.device)
         self.precision = resolve_precision(job.train, self.device)
         self.sources = OpenSources(job.sources, job.model.seq_len, verify="hash" if self.world.is_first else "size")
         vocab_size = self.sources.tokenizer.vocab_size

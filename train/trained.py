@@ -3,22 +3,25 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from shards.errors import RefusedError
 from train import checkpoint as checkpoints
 from train.config import ModelConfig
-from train.device import pick_device
 from train.model import Model
 
 
 class Trained(NamedTuple):
-    """The model, on the device, and the step its weights are of."""
+    """The model, on its device, and the step its weights are of."""
 
     model: Model
     step: int
 
 
-def load_trained(folder: Path, recipe: str, config: ModelConfig, vocab_size: int, *, best: bool = False) -> Trained:
-    """The newest whole checkpoint in `folder`, or the `best` by validation loss.
+def load_trained(
+    folder: Path, recipe: str, config: ModelConfig, vocab_size: int, device: torch.device, *, best: bool = False
+) -> Trained:
+    """The newest whole checkpoint in `folder`, or the `best` by validation loss, on `device`.
 
     RefusedError when there is none, or when it is another recipe's.
     """
@@ -37,4 +40,4 @@ def load_trained(folder: Path, recipe: str, config: ModelConfig, vocab_size: int
         )
     model = Model(config, vocab_size)
     model.load_state_dict(saved.model)
-    return Trained(model.to(pick_device()).eval(), saved.progress.step)
+    return Trained(model.to(device).eval(), saved.progress.step)

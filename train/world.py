@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from shards.errors import HostError, Interrupted
+from train.config import DeviceName
 
 if TYPE_CHECKING:  # a verb that asks who it is need not load it
     import torch
@@ -115,8 +116,8 @@ class World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """The world that torchrun's environment describes, connected; alone without one."""
+def joined(wanted: DeviceName = "auto") -> Iterator[World]:
+    """The world that torchrun's environment describes, connected; alone without one. `wanted` is train.device."""
     rank, size = _place()
     world = World(rank, size)
     if size == 1:
@@ -128,7 +129,7 @@ def joined() -> Iterator[World]:
 
     from train.device import pick_device
 
-    device = pick_device()
+    device = pick_device(wanted)
     with _companions():
         dist.init_process_group("gloo", timeout=PATIENCE)
         if device.type == "cuda":

@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def test_two_cards_learn_what_one_does(tiny_folder: Path, tmp_path: Path) -> None:
-    settings = {"steps": 50, "micro_batch": 4, "compile": "off", "precision": "fp32"}
+    settings = {"steps": 50, "device": "cuda", "micro_batch": 4, "compile": "off", "precision": "fp32"}
     one, two = (rank_work.job(tiny_folder, tmp_path / name, **settings) for name in ("one", "two"))
     rank_work.train(World(), one)
     with ranks(2, cards=True) as started:

@@ -20,11 +20,11 @@ def torchrun(*arguments: object) -> "subprocess.Popen[str]":
     """millpond in two processes, on the CPU."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     return subprocess.Popen(
-        [*launch, "pipeline.cli", *map(str, arguments)],
+        [*launch, "pipeline.cli", *map(str, arguments), "--set", "train.device=cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

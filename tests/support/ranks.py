@@ -47,13 +47,11 @@ def _as_rank(
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
     }
-    if not cards:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from train.world import joined
 
     faulthandler.dump_traceback_later(LONGEST, exit=True)  # a rank that fails alone leaves the other waiting
     try:
-        with joined() as world:
+        with joined("cuda" if cards else "cpu") as world:
             return function(world, *arguments)
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from streams import counting_stream
 from shards import RefusedError, TokenFolder
 from shards.reader import Tokens
 from train.loader import DEPTH, HANDFUL, TokenLoader
+from train.slots import Slot
 from train.windows import FolderWindows, position_of, window_count
 
 
@@ -242,6 +244,36 @@ def test_what_was_read_before_an_error_is_delivered_before_it(tmp_path: Path) ->
         with pytest.raises(OSError, match="the disk went away"):
             loader.next()
         assert loader.position == HANDFUL + 2
+
+
+def test_the_thread_uses_the_gpu_of_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins on GPU 0; what it touches there takes memory of the process whose GPU that is."""
+    current: dict[str, torch.device] = {}
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current[threading.current_thread().name] = device
+        yield
+
+    class Sent(Slot):
+        def send(self) -> None:
+            on_which.append(current.get(threading.current_thread().name))
+
+    on_which: list[torch.device | None] = []
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr("train.loader.SideStream", lambda _: Side())
+    monkeypatch.setattr("train.loader.CudaSlot", lambda *size_and_place: Sent(*size_and_place[:3]))
+    device = torch.device("cuda", 1)
+    with TokenLoader(FolderWindows(counting_stream(tmp_path, [1000]), 10, 0), 1, device=device) as loader:
+        until_ready(loader, DEPTH + HANDFUL)
+    assert on_which == [device] * (DEPTH + HANDFUL)
+
+
+class Side:
+    """A side stream on which nothing was ever waited for."""
+
+    def waited(self) -> float:
+        return 0.0
 
 
 def test_close_ends_the_thread(tmp_path: Path) -> None:

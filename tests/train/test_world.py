@@ -11,10 +11,9 @@ import torch
 from harness import complains, results, tree
 from ranks import Ranks, ranks
 
-from shards import ConfigError, HostError
+from shards import ConfigError
 from train import checkpoint as checkpoints
 from train.config import ModelConfig, TrainConfig
-from train.device import pick_device
 from train.job import Job
 from train.loop import Trainer
 from train.metrics import read_rows
@@ -174,20 +173,3 @@ def test_what_a_rank_does_of_a_step() -> None:
         "to mend: choose a divisor of 4, or 0 to have it chosen",
     ):
         share_of(3, micro_batch=6)
-
-
-def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device() == torch.device("cuda")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device() == torch.device("cuda", 1)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with complains(
-        HostError,
-        "4 processes on this machine, which has 2 CUDA cards",
-        "each process trains on a card of its own",
-        "to mend: torchrun --nproc-per-node 2 …",
-    ):
-        pick_device()

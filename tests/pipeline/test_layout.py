@@ -1,0 +1,23 @@
+"""Where things are under one home, for all verbs alike."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from pipeline.layout import Layout
+
+
+def test_what_was_compiled_is_kept_for_all_verbs(
+    tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verb, config in (("plan", str(tiny_toml)), ("train", str(tiny_toml)), ("evaluate", "tiny")):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        settings = () if verb == "evaluate" else ("--set", "train.steps=1")
+        assert CliRunner().invoke(main, [verb, config, "--home", str(tmp_path), *settings]).exit_code == 0
+        assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "compiled"), verb
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    Layout(tmp_path).keep_compiled()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"

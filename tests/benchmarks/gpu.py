@@ -17,7 +17,6 @@ without the finder; `--small` is a small model, to try the command itself on any
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -66,7 +65,7 @@ class Session:
         given = any(each.startswith("corpus.files=") for each in arguments.settings)
         text = (*(("corpus.name=texts", "corpus.kind=files") if given else ("corpus.name=python-docs",)), *TEXT)
         self.recipe = load("overnight", (*text, *(SMALL if self.small else ()), *arguments.settings))[1]
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Layout(self.home).compiled.absolute()))
+        Layout(self.home).keep_compiled()
         self.device = pick_device()
         self.common = {
             "card": device_name(self.device),

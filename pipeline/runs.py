@@ -10,11 +10,12 @@ import msgspec
 
 from pipeline import config, receipt
 from pipeline.config import Recipe
-from pipeline.fingerprint import Difference, differences, fingerprint, identity
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
 from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
+from shards.fingerprint import differences, fingerprint, identity
 from shards.manifest import Manifest, decode, encode
+from train.config import neutral_tables
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
     from train.job import Job
@@ -115,10 +116,10 @@ def identity_of(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
-    found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted)
+    found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted, neutral_tables())
     if found:
         raise RefusedError(
-            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(_line, found)),
+            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
             "going on with other settings would be neither the one run nor the other",
             "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
         )
@@ -210,7 +211,3 @@ def _pin(folder: Path, weight: float) -> PinnedFolder:
     manifest = Manifest.read(folder)
     parts = len(manifest.parts)
     return PinnedFolder(folder=folder.name, fingerprint=manifest.fingerprint, parts=parts, weight=weight)
-
-
-def _line(difference: Difference) -> str:
-    return f"  {difference.field}: {difference.before} -> {difference.now}"

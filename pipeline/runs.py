@@ -138,8 +138,10 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
                 "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
                 f"bring back what was there, or start over: --name {run.root.name} --fresh",
             )
+    wanted = identity_of(recipe, pinned)
     return Job(
-        recipe=fingerprint(identity_of(recipe, pinned)),
+        recipe=fingerprint(wanted),
+        identity=wanted,
         model=recipe.model,
         optim=recipe.optim,
         train=recipe.train,
@@ -164,7 +166,7 @@ def evaluate(layout: Layout, name: str, tokens: int, *, best: bool = False) -> d
     for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()
     vocab_size = sources.tokenizer.vocab_size
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, vocab_size, best=best)
+    trained = load_trained(wanted, vocab_size, best=best)
     began = time.perf_counter()
     device = pick_device()
     precision = resolve_precision(wanted.train, device)
@@ -203,7 +205,7 @@ def sample(
     wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
     first = wanted.sources[0]
     tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, tokenizer.vocab_size, best=best)
+    trained = load_trained(wanted, tokenizer.vocab_size, best=best)
     return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
 

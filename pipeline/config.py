@@ -11,6 +11,7 @@ import tomli_w
 from prepare.config import CorpusConfig, TokensConfig
 from shards.atomic import publish_bytes
 from shards.errors import ConfigError, from_os_error
+from shards.fingerprint import neutral
 from train.config import ModelConfig, OptimConfig, TrainConfig
 
 PRESETS = Path(__file__).with_name("presets")
@@ -49,8 +50,16 @@ def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
 
 
 def load_run(path: Path) -> Recipe:
-    """The recipe that was written beside a run."""
-    return _convert(_read(path), str(path))
+    """The recipe that was written beside a run.
+
+    A field that is not in it did not exist then, or was None: it gets its neutral value if it has one, whatever the
+    default is by now.
+    """
+    data = _read(path)
+    for table, kind in get_type_hints(Recipe).items():
+        if isinstance(fields := data.get(table, {}), dict):
+            data[table] = neutral(kind) | fields
+    return _convert(data, str(path))
 
 
 def save(recipe: Recipe, path: Path) -> None:

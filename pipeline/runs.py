@@ -10,12 +10,12 @@ import msgspec
 
 from pipeline import config, receipt
 from pipeline.config import Recipe
-from pipeline.fingerprint import Difference, differences, fingerprint, identity
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
 from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
+from shards.fingerprint import differences, fingerprint, identity
 from shards.manifest import Manifest, decode, encode
-from train.config import DeviceName
+from train.config import DeviceName, neutral_tables
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
     from train.job import Job
@@ -116,10 +116,10 @@ def identity_of(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
-    found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted)
+    found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted, neutral_tables())
     if found:
         raise RefusedError(
-            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(_line, found)),
+            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
             "going on with other settings would be neither the one run nor the other",
             "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
         )
@@ -138,8 +138,10 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
                 "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
                 f"bring back what was there, or start over: --name {run.root.name} --fresh",
             )
+    wanted = identity_of(recipe, pinned)
     return Job(
-        recipe=fingerprint(identity_of(recipe, pinned)),
+        recipe=fingerprint(wanted),
+        identity=wanted,
         model=recipe.model,
         optim=recipe.optim,
         train=recipe.train,
@@ -172,7 +174,7 @@ def evaluate(
     for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()
     vocab_size = sources.tokenizer.vocab_size
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, vocab_size, place, best=best)
+    trained = load_trained(wanted, vocab_size, place, best=best)
     began = time.perf_counter()
     fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, place, wanted.fits)
     found = sources.measure(
@@ -219,7 +221,7 @@ def sample(
     place = pick_device(device or wanted.train.device)
     first = wanted.sources[0]
     tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
-    trained = load_trained(wanted.checkpoints, wanted.recipe, wanted.model, tokenizer.vocab_size, place, best=best)
+    trained = load_trained(wanted, tokenizer.vocab_size, place, best=best)
     return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
 
@@ -227,7 +229,3 @@ def _pin(folder: Path, weight: float) -> PinnedFolder:
     manifest = Manifest.read(folder)
     parts = len(manifest.parts)
     return PinnedFolder(folder=folder.name, fingerprint=manifest.fingerprint, parts=parts, weight=weight)
-
-
-def _line(difference: Difference) -> str:
-    return f"  {difference.field}: {difference.before} -> {difference.now}"

@@ -17,11 +17,11 @@ import msgspec
 
 from pipeline import mixture, receipt, runs, trackers
 from pipeline.config import Recipe
-from pipeline.fingerprint import fingerprint
 from pipeline.layout import Layout, RunPaths
 from pipeline.terminal import Row, Terminal
 from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
+from shards.fingerprint import fingerprint
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 from train.gpus import read_driver

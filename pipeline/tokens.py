@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.config import Recipe
-from pipeline.fingerprint import fingerprint, identity
 from pipeline.layout import Layout
 from prepare import estimate, parts, screen, vocabulary
 from prepare.builder import Job
@@ -12,6 +11,7 @@ from prepare.download import Note
 from prepare.encode import EngineName
 from prepare.sources import Corpus
 from shards.errors import ConfigError, CorruptError
+from shards.fingerprint import fingerprint, identity
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MANIFEST, Manifest, PartRecord
 from shards.tokenizer import Tokenizer

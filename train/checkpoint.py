@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -43,6 +43,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tokens: int
     data: LoaderState
     recipe: str  # the fingerprint of all that can change what is learned
+    identity: dict[str, Any] | None = None  # all of it, by table and field; None where it was not yet kept
     parts: int
     best: Best | None = None  # None before the first evaluation of a step
     seconds: float = 0.0  # what the run has cost so far: no result, and different each time

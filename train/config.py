@@ -1,9 +1,11 @@
 """The [model], [optim] and [train] tables of a recipe. Defaults live here and nowhere else."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+from shards.fingerprint import neutral
 
 NOT_IDENTITY = {"identity": False}  # marks a field that cannot change what is learned
 
@@ -104,3 +106,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     log_every: Annotated[int, Meta(ge=1, le=2**40, extra=NOT_IDENTITY)] = 10
     trackers: Annotated[tuple[TrackerName, ...], Meta(extra=NOT_IDENTITY)] = ()  # that show metrics.jsonl's rows too
     kwh_price: Annotated[float, Meta(ge=0, le=1e9, extra=NOT_IDENTITY)] = 0.0  # of one kWh; 0 = no cost is shown
+
+
+def neutral_tables() -> dict[str, dict[str, Any]]:
+    """The fields of the three tables that were added later, each with what the program did before it existed."""
+    return {"model": neutral(ModelConfig), "optim": neutral(OptimConfig), "train": neutral(TrainConfig)}

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from train.checkpoint import Best
-from train.config import ModelConfig, OptimConfig, TrainConfig
+from shards.errors import RefusedError
+from shards.fingerprint import differences
+from train.checkpoint import Best, Progress
+from train.config import ModelConfig, OptimConfig, TrainConfig, neutral_tables
 from train.evaluate import Evaluation
 from train.metrics import Row
 from train.sources import Source
@@ -16,7 +18,7 @@ Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "sav
 class Job(NamedTuple):
     """What to train on what, and where to write it.
 
-    `recipe` is the fingerprint of all that can change what is learned.
+    `recipe` is the fingerprint of all that can change what is learned, `identity` all of it, by table and field.
     """
 
     recipe: str
@@ -28,6 +30,21 @@ class Job(NamedTuple):
     metrics: Path
     samples: Path
     fits: Path | None = None  # the micro-batches found on this machine, for all runs
+    identity: dict[str, Any] | None = None
+
+    def require_same_recipe(self, progress: Progress) -> None:
+        """RefusedError, with the fields that differ where the checkpoint has them, when it is another recipe's."""
+        if progress.recipe == self.recipe:
+            return
+        fields = f"  sha256 {progress.recipe[:12]}… -> {self.recipe[:12]}…; the checkpoint does not have the fields"
+        if progress.identity and self.identity:
+            fields = "\n".join(map(str, differences(progress.identity, self.identity, neutral_tables())))
+        raise RefusedError(
+            f"{self.checkpoints}: the checkpoint of step {progress.step} was made with another recipe than the run's:\n"
+            + fields,
+            "run.toml or tokens.json was edited, or the checkpoint copied: its weights belong to its own recipe",
+            "undo that; or train with the new recipe: --name OTHER for a new run, --fresh to start this one over",
+        )
 
 
 class Result(NamedTuple):

@@ -295,6 +295,7 @@ class Trainer:
             tokens=self.tokens,
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
+            identity=self.job.identity,
             parts=self.sources.parts,
             best=self.best,
             seconds=self.meter.seconds,
@@ -306,18 +307,18 @@ class Trainer:
         self.emit("save", {"step": checkpoints.step_of(path), "path": str(path)})
 
     def _restore(self, saved: Checkpoint) -> None:
-        """Take over everything a checkpoint holds. CorruptError when it belongs to other data or another order."""
+        """Take over everything a checkpoint holds.
+
+        RefusedError when it is of another recipe, CorruptError when it is of other data or another order.
+        """
         progress = saved.progress
-        for what, got, expected in (
-            ("recipe", progress.recipe, self.job.recipe),
-            ("parts", progress.parts, self.sources.parts),
-        ):
-            if got != expected:
-                raise CorruptError(
-                    f"{self.job.checkpoints}: the checkpoint's {what} is {got}, the run's is {expected}",
-                    "going on from it would be neither the one run nor the other",
-                    "start over with --fresh, or under another --name",
-                )
+        self.job.require_same_recipe(progress)
+        if progress.parts != self.sources.parts:
+            raise CorruptError(
+                f"{self.job.checkpoints}: the checkpoint is of {progress.parts} parts, the run of {self.sources.parts}",
+                "going on from it would be neither the one run nor the other",
+                "start over with --fresh, or under another --name",
+            )
         position = position_of(self.windows, progress.data)
         state = saved.state
         try:

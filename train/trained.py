@@ -1,13 +1,12 @@
 """A trained model as it lies in a checkpoint of a run: the newest that is whole, or the best."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from shards.errors import RefusedError
 from train import checkpoint as checkpoints
-from train.config import ModelConfig
+from train.job import Job
 from train.model import Model
 
 
@@ -18,13 +17,12 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(
-    folder: Path, recipe: str, config: ModelConfig, vocab_size: int, device: torch.device, *, best: bool = False
-) -> Trained:
-    """The newest whole checkpoint in `folder`, or the `best` by validation loss, on `device`.
+def load_trained(job: Job, vocab_size: int, device: torch.device, *, best: bool = False) -> Trained:
+    """The newest whole checkpoint of a run, or the `best` by validation loss, on `device`.
 
     RefusedError when there is none, or when it is another recipe's.
     """
+    folder = job.checkpoints
     saved = checkpoints.load_best(folder) if best else checkpoints.load_latest(folder)
     if saved is None:
         raise RefusedError(
@@ -32,12 +30,7 @@ def load_trained(
             "the run has not come to its first one, or they were removed",
             "wait for it, or train again, with --fresh if the run says that it is done",
         )
-    if saved.progress.recipe != recipe:
-        raise RefusedError(
-            f"{folder}: the checkpoint was made with another recipe than run.toml says",
-            "its weights do not belong to the model that is described there",
-            "undo the change in run.toml",
-        )
-    model = Model(config, vocab_size)
+    job.require_same_recipe(saved.progress)
+    model = Model(job.model, vocab_size)
     model.load_state_dict(saved.model)
     return Trained(model.to(device).eval(), saved.progress.step)

@@ -30,12 +30,12 @@ import psutil
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.fingerprint import fingerprint
 from prepare import corpora, vocabulary
 from prepare.build import Job, tokenize
 from prepare.config import CorpusConfig
 from prepare.encode import FastokensEngine
 from shards import Manifest, TokenFolder
+from shards.fingerprint import fingerprint
 
 ROWS = 1000  # a batch
 WORKERS = 2  # of the pools, ours and the others'

@@ -7,10 +7,10 @@ from harness import complains
 
 from pipeline import config
 from pipeline.config import Recipe
-from pipeline.fingerprint import differences, fingerprint, identity
 from prepare.config import TokensConfig
 from shards import ConfigError
-from train.config import ModelConfig, TrainConfig
+from shards.fingerprint import identity
+from train.config import TrainConfig
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -131,22 +131,6 @@ def test_what_cannot_change_the_result_is_no_identity() -> None:
     assert identity(TrainConfig()) == identity(TrainConfig(compile="off", checkpoint_activations=True))
     assert identity(TrainConfig()) != identity(TrainConfig(seed=2))
     assert identity(TrainConfig()) != identity(TrainConfig(document_mask=True))
-
-
-def test_differences_name_their_fields() -> None:
-    before = {"model": identity(ModelConfig()), "token_folder": "a"}
-    now = {"model": identity(ModelConfig(n_layer=3)), "token_folder": "b"}
-    assert [tuple(found) for found in differences(before, now)] == [
-        ("model.n_layer", 12, 3),
-        ("token_folder", "a", "b"),
-    ]
-
-
-def test_fingerprints() -> None:
-    assert fingerprint({"a": 1, "b": [1.5, "x"]}) == fingerprint({"b": [1.5, "x"], "a": 1})
-    assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
-    with pytest.raises(ConfigError, match="nan is no number"):
-        fingerprint({"a": [float("nan")]})
 
 
 def test_what_was_laid_over_it_is_named_with_it(tmp_path: Path) -> None:

@@ -157,8 +157,9 @@ def test_a_run_without_its_recipe(tiny_toml: Path, trained: Path) -> None:
     assert "--name tiny --fresh" in found
     text = (root / "kept").read_text()
     (root / "run.toml").write_text(text.replace("n_layer = 2", "n_layer = 3"))
-    assert "another recipe than run.toml says" in last_lines(run("evaluate", "tiny", "--home", trained), 1)
-    assert "another recipe than run.toml says" in last_lines(run("sample", "tiny", "--home", trained), 1)
+    for verb in ("evaluate", "sample"):
+        found = last_lines(run(verb, "tiny", "--home", trained), 1, 4)
+        assert "another recipe than the run's:\n  model.n_layer: 2 -> 3\n" in found
 
 
 def test_a_run_without_its_tokens(tiny_toml: Path, trained: Path) -> None:

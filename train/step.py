@@ -15,6 +15,7 @@ from shards.errors import HostError
 from train.documents import of_rows
 from train.guard import Guard
 from train.loader import Batch
+from train.memory import is_out_of_memory
 from train.model import Model
 from train.optim import Optimizers
 from train.world import World
@@ -126,7 +127,9 @@ class Stepper:
             for batch in batches:
                 for piece in _cut(batch, self.pieces):
                     total += self.learn(piece, 1 / (accumulation * self.pieces))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False  # what the broken pass still held is let go with its frames, before the next try
         return True
 

@@ -47,7 +47,7 @@ class World:
         import torch
         import torch.distributed as dist
 
-        with _companions():
+        with _peer_errors():
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).div_(self.size)
                 dist.all_reduce(flat, group=self._cards)
@@ -63,7 +63,7 @@ class World:
         import torch.distributed as dist
 
         sums = torch.tensor(values, dtype=torch.float64)
-        with _companions():
+        with _peer_errors():
             dist.all_reduce(sums)
         return sums.tolist()
 
@@ -75,7 +75,7 @@ class World:
         import torch.distributed as dist
 
         found = torch.tensor(value)
-        with _companions():
+        with _peer_errors():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
@@ -100,14 +100,14 @@ class World:
         import torch.distributed as dist
 
         found = [torch.empty_like(tensor) for _ in range(self.size)]
-        with _companions():
+        with _peer_errors():
             dist.all_gather(found, tensor)
         return found
 
     def _from_first(self, tensor: "torch.Tensor") -> None:
         import torch.distributed as dist
 
-        with _companions():
+        with _peer_errors():
             work = dist.broadcast(tensor, 0, async_op=True)
             while not work.is_completed():  # wait() would not let a signal in
                 time.sleep(0.01)
@@ -129,7 +129,7 @@ def joined() -> Iterator[World]:
     from train.device import pick_device
 
     device = pick_device()
-    with _companions():
+    with _peer_errors():
         dist.init_process_group("gloo", timeout=PATIENCE)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -182,17 +182,29 @@ def _buckets(tensors: "Sequence[torch.Tensor]") -> "Iterator[list[torch.Tensor]]
 
 
 @contextmanager
-def _companions() -> Iterator[None]:
-    """HostError when another rank is gone: it has said why, or was killed."""
+def _peer_errors() -> Iterator[None]:
+    """HostError when another rank has ended: it has said why, or was killed. A fault of this rank's GPU passes through.
+
+    Memory that runs out in here is a HostError, too: nobody knows whether the others wait for what was being started.
+    """
     import torch
+
+    from train.memory import is_out_of_memory
 
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        if is_out_of_memory(error):
+            raise HostError(
+                f"out of memory in an exchange with the other processes: {reason}",
+                "an exchange cannot be repeated by one process alone; everything up to the last checkpoint is kept",
+                "run the same command again with a smaller train.micro_batch",
+            ) from error
+        if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
+            raise
         raise HostError(
-            f"another process of this run has ended: {' '.join(str(error).split())[:200]}",
+            f"another process of this run has ended: {reason}",
             "they learn together or not at all; everything up to the last checkpoint is kept",
             "run the same command again to go on",
         ) from error

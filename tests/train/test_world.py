@@ -19,7 +19,13 @@ from train.job import Job
 from train.loop import Trainer
 from train.metrics import read_rows
 from train.ramp import rank_share
-from train.world import World, joined
+from train.world import World, _peer_errors, joined
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    torch.distributed.DistBackendError("NCCL error, unhandled cuda error. Last error: Cuda failure 2 'out of memory'"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,19 @@ def test_memory_that_runs_out_on_one_rank_is_that_ranks_own_affair(two: Ranks) -
 def test_an_overflow_on_one_rank_skips_the_step_on_all(two: Ranks) -> None:
     found = two.run(rank_work.overflow)
     assert found == [[0.0, 512.0, True]] * 2
+
+
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
+def test_a_fault_of_this_gpu_is_not_the_end_of_another_process(kind: type[RuntimeError]) -> None:
+    with pytest.raises(kind, match="device-side assert"), _peer_errors():
+        raise kind("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_in_an_exchange_ends_the_process(error: RuntimeError) -> None:
+    """Nobody knows whether it was started, so the step must not be repeated."""
+    with pytest.raises(HostError, match="out of memory in an exchange with the other processes: "), _peer_errors():
+        raise error
 
 
 def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ where a wait may last as long as rank 0 prepares. No rank begins a step before a
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # a verb that asks who it is need not load it
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # for rank 0, which may prepare a corpus; a process that dies is noticed at once
 CARDS_PATIENCE = timedelta(hours=1)  # all ranks are there when it begins: one may still compile, or save
-BUCKET_NBYTES = 32 << 20  # reduced at once: much less is bound by latency; activations have just left more room
 
 
 class World:
@@ -37,23 +36,24 @@ class World:
         """Whether this is the process that decides, writes and speaks."""
         return self.rank == 0
 
-    def average(self, tensors: "Sequence[torch.Tensor]") -> None:
-        """Replace `tensors` by their means over all ranks, the same bits on each. Nothing here waits for the device.
+    def average(self, tensor: "torch.Tensor") -> Callable[[], None]:
+        """Begin to replace `tensor`, which is contiguous, by its mean over all ranks, the same bits on each.
 
-        They are of one type, on one device, and of the same shapes in the same order on every rank.
+        The function returned waits until that is done; on CUDA, the stream does and the host does not. Every rank
+        averages tensors of the same shapes in the same order.
         """
         if self.size == 1:
-            return
-        import torch
+            return lambda: None
         import torch.distributed as dist
 
         with _peer_errors():
-            for bucket in _buckets(tensors):
-                flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).div_(self.size)
-                dist.all_reduce(flat, group=self._cards)
-                pieces = torch.split(flat, [tensor.numel() for tensor in bucket])
-                for tensor, piece in zip(bucket, pieces, strict=True):
-                    tensor.copy_(piece.view_as(tensor))
+            work = dist.all_reduce(tensor.div_(self.size), group=self._cards, async_op=True)
+
+        def wait() -> None:
+            with _peer_errors():
+                work.wait()
+
+        return wait
 
     def sum(self, *values: float) -> list[float]:
         """The sums of `values` over all ranks, in fp64 and with the same bits everywhere."""
@@ -165,20 +165,6 @@ def is_silent() -> bool:
 def _place() -> tuple[int, int]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
-
-
-def _buckets(tensors: "Sequence[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
-    """Runs of tensors of about BUCKET_NBYTES; one that is larger is a bucket of its own."""
-    bucket: list[torch.Tensor] = []
-    nbytes = 0
-    for tensor in tensors:
-        if bucket and nbytes + tensor.nbytes > BUCKET_NBYTES:
-            yield bucket
-            bucket, nbytes = [], 0
-        bucket.append(tensor)
-        nbytes += tensor.nbytes
-    if bucket:
-        yield bucket
 
 
 @contextmanager

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rank_work
 import torch
 from harness import complains, results, tree
-from ranks import Ranks, ranks
+from ranks import Ranks, end_together, ranks
 
 from shards import ConfigError, HostError
 from train import checkpoint as checkpoints
@@ -79,33 +78,11 @@ def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("size", [4, 2])
-def test_the_gradients_are_those_of_one_process(two: Ranks, size: int) -> None:
-    one = rank_work.learn(World(), 8)
-    for found in two.run(rank_work.learn, size):
-        assert np.allclose(found["gradients"], one["gradients"], rtol=1e-5, atol=1e-7)
-        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
-        assert found["norms"] == pytest.approx(one["norms"], rel=1e-5)
-        assert np.allclose(found["weights"], one["weights"], atol=1e-6)
-
-
-def test_it_does_not_matter_how_they_are_bundled(two: Ranks) -> None:
-    whole = two.run(rank_work.learn, 4)
-    cut = two.run(rank_work.learn_in_buckets, 4, 2000)
-    assert all(np.array_equal(a["weights"], b["weights"]) for a, b in zip(whole, cut, strict=True))
-
-
-def test_memory_that_runs_out_on_one_rank_is_that_ranks_own_affair(two: Ranks) -> None:
-    one = rank_work.learn(World(), 8)
-    found = two.run(rank_work.learn, 4, 1)
-    assert [each["pieces"] for each in found] == [1, 2]
-    assert np.array_equal(found[0]["weights"], found[1]["weights"])
-    assert np.allclose(found[0]["weights"], one["weights"], atol=1e-6)
-
-
-def test_an_overflow_on_one_rank_skips_the_step_on_all(two: Ranks) -> None:
-    found = two.run(rank_work.overflow)
-    assert found == [[0.0, 512.0, True]] * 2
+def test_a_process_that_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    """While the other's reductions are under way."""
+    answer = tmp_path / "answer"
+    end_together(2, rank_work.end_in_the_middle, answer)
+    assert "another process of this run has ended: " in answer.read_text()
 
 
 @pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])

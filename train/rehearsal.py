@@ -7,6 +7,7 @@ import torch
 from shards.errors import HostError
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.fitting import Fit
+from train.memory import is_out_of_memory
 from train.power import CardPower, card_power
 from train.ramp import Ramp
 from train.saver import checkpoint_nbytes
@@ -50,7 +51,9 @@ def rehearse(
     power = card_power([device])
     try:
         timed = _run(trial, ramp, fit.micro_batch, power)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise HostError(
             f"out of memory with {fit.micro_batch} sequences at once",
             "training would go on with fewer, at a speed that is not known",

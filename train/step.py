@@ -6,7 +6,7 @@ the same.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -15,8 +15,10 @@ from shards.errors import HostError
 from train.documents import of_rows
 from train.guard import Guard
 from train.loader import Batch
+from train.memory import is_out_of_memory
 from train.model import Model
 from train.optim import Optimizers
+from train.reducer import Reducer
 from train.world import World
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Stepper:
         guard: Guard | None = None,
         world: World | None = None,
     ) -> None:
-        self.world = world or World()
+        self.reducer = Reducer(world or World(), model.parameters())
         self.model, self.optimizers = model, optimizers
         self.clip, self.autocast, self.scaler = clip or float("inf"), autocast, scaler
         self.guard = guard or Guard(next(model.parameters()).device)
@@ -67,16 +69,15 @@ class Stepper:
         """Learn from the next `accumulation` batches. HostError when not even one sequence at once fits in memory."""
         total = torch.zeros((), device=next(self.model.parameters()).device)
         batches: list[Batch] = []
-        for _ in range(accumulation):
+        for number in range(1, accumulation + 1):
             batches.append(loader.next())
             waiting = batches[-1:]
-            while not self._learned(waiting, total, accumulation):
+            while not self._learned(waiting, total, 1 / accumulation, last=number == accumulation):
                 self._cut_smaller(batches[0])
                 self.model.zero_grad(set_to_none=True)  # a backward pass that broke off has left some of its gradients
                 total.zero_()
                 waiting = batches
-        gradients = (parameter.grad for parameter in self.model.parameters())
-        self.world.average([total, *(gradient for gradient in gradients if gradient is not None)])
+        self.reducer.finish(total)
         return StepResult(total, self.update(total))
 
     def learn(self, batch: Batch, share: float = 1.0) -> torch.Tensor:
@@ -120,13 +121,19 @@ class Stepper:
             scale, growth = saved.tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
 
-    def _learned(self, batches: list[Batch], total: torch.Tensor, accumulation: int) -> bool:
-        """Learn from `batches` and add their losses to `total`; False when the memory ran out in the middle of it."""
+    def _learned(self, batches: list[Batch], total: torch.Tensor, share: float, *, last: bool) -> bool:
+        """Learn from `batches`, each `share` of a step, and add their losses to `total`; `last` ends the step.
+
+        False when memory ran out on the way.
+        """
+        pieces = [piece for batch in batches for piece in _cut(batch, self.pieces)]
         try:
-            for batch in batches:
-                for piece in _cut(batch, self.pieces):
-                    total += self.learn(piece, 1 / (accumulation * self.pieces))
-        except torch.OutOfMemoryError:
+            for number, piece in enumerate(pieces, 1):
+                with self.reducer.overlap() if last and number == len(pieces) else nullcontext():
+                    total += self.learn(piece, share / self.pieces)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False  # what the broken pass still held is let go with its frames, before the next try
         return True
 

@@ -12,6 +12,7 @@ from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.device import autocast, loss_scaler, resolve_precision, synchronize
 from train.documents import ends_of
 from train.loader import Batch
+from train.memory import is_out_of_memory
 from train.model import Model
 from train.optim import Optimizers
 from train.step import Stepper
@@ -92,7 +93,9 @@ class Trial:
                 run(batch, more)
                 passes += more
             after()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             passes = 0
         if not passes:
             self.model.zero_grad(set_to_none=True)

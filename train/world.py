@@ -6,7 +6,7 @@ where a wait may last as long as rank 0 prepares. No rank begins a step before a
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # a verb that asks who it is need not load it
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # for rank 0, which may prepare a corpus; a process that dies is noticed at once
 CARDS_PATIENCE = timedelta(hours=1)  # all ranks are there when it begins: one may still compile, or save
-BUCKET_NBYTES = 32 << 20  # reduced at once: much less is bound by latency; activations have just left more room
 
 
 class World:
@@ -38,23 +37,24 @@ class World:
         """Whether this is the process that decides, writes and speaks."""
         return self.rank == 0
 
-    def average(self, tensors: "Sequence[torch.Tensor]") -> None:
-        """Replace `tensors` by their means over all ranks, the same bits on each. Nothing here waits for the device.
+    def average(self, tensor: "torch.Tensor") -> Callable[[], None]:
+        """Begin to replace `tensor`, which is contiguous, by its mean over all ranks, the same bits on each.
 
-        They are of one type, on one device, and of the same shapes in the same order on every rank.
+        The function returned waits until that is done; on CUDA, the stream does and the host does not. Every rank
+        averages tensors of the same shapes in the same order.
         """
         if self.size == 1:
-            return
-        import torch
+            return lambda: None
         import torch.distributed as dist
 
-        with _companions():
-            for bucket in _buckets(tensors):
-                flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).div_(self.size)
-                dist.all_reduce(flat, group=self._cards)
-                pieces = torch.split(flat, [tensor.numel() for tensor in bucket])
-                for tensor, piece in zip(bucket, pieces, strict=True):
-                    tensor.copy_(piece.view_as(tensor))
+        with _peer_errors():
+            work = dist.all_reduce(tensor.div_(self.size), group=self._cards, async_op=True)
+
+        def wait() -> None:
+            with _peer_errors():
+                work.wait()
+
+        return wait
 
     def sum(self, *values: float) -> list[float]:
         """The sums of `values` over all ranks, in fp64 and with the same bits everywhere."""
@@ -64,7 +64,7 @@ class World:
         import torch.distributed as dist
 
         sums = torch.tensor(values, dtype=torch.float64)
-        with _companions():
+        with _peer_errors():
             dist.all_reduce(sums)
         return sums.tolist()
 
@@ -76,7 +76,7 @@ class World:
         import torch.distributed as dist
 
         found = torch.tensor(value)
-        with _companions():
+        with _peer_errors():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
@@ -101,14 +101,14 @@ class World:
         import torch.distributed as dist
 
         found = [torch.empty_like(tensor) for _ in range(self.size)]
-        with _companions():
+        with _peer_errors():
             dist.all_gather(found, tensor)
         return found
 
     def _from_first(self, tensor: "torch.Tensor") -> None:
         import torch.distributed as dist
 
-        with _companions():
+        with _peer_errors():
             work = dist.broadcast(tensor, 0, async_op=True)
             while not work.is_completed():  # wait() would not let a signal in
                 time.sleep(0.01)
@@ -130,7 +130,7 @@ def joined(wanted: DeviceName = "auto") -> Iterator[World]:
     from train.device import pick_device
 
     device = pick_device(wanted)
-    with _companions():
+    with _peer_errors():
         dist.init_process_group("gloo", timeout=PATIENCE)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -168,32 +168,30 @@ def _place() -> tuple[int, int]:
     return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
 
 
-def _buckets(tensors: "Sequence[torch.Tensor]") -> "Iterator[list[torch.Tensor]]":
-    """Runs of tensors of about BUCKET_NBYTES; one that is larger is a bucket of its own."""
-    bucket: list[torch.Tensor] = []
-    nbytes = 0
-    for tensor in tensors:
-        if bucket and nbytes + tensor.nbytes > BUCKET_NBYTES:
-            yield bucket
-            bucket, nbytes = [], 0
-        bucket.append(tensor)
-        nbytes += tensor.nbytes
-    if bucket:
-        yield bucket
-
-
 @contextmanager
-def _companions() -> Iterator[None]:
-    """HostError when another rank is gone: it has said why, or was killed."""
+def _peer_errors() -> Iterator[None]:
+    """HostError when another rank has ended: it has said why, or was killed. A fault of this rank's GPU passes through.
+
+    Memory that runs out in here is a HostError, too: nobody knows whether the others wait for what was being started.
+    """
     import torch
+
+    from train.memory import is_out_of_memory
 
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        if is_out_of_memory(error):
+            raise HostError(
+                f"out of memory in an exchange with the other processes: {reason}",
+                "an exchange cannot be repeated by one process alone; everything up to the last checkpoint is kept",
+                "run the same command again with a smaller train.micro_batch",
+            ) from error
+        if isinstance(error, torch.AcceleratorError) or reason.startswith("CUDA error"):
+            raise
         raise HostError(
-            f"another process of this run has ended: {' '.join(str(error).split())[:200]}",
+            f"another process of this run has ended: {reason}",
             "they learn together or not at all; everything up to the last checkpoint is kept",
             "run the same command again to go on",
         ) from error

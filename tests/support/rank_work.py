@@ -1,17 +1,18 @@
 """What the ranks of a test are asked to do. In a module of its own, which a spawned process can import."""
 
+import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
-from shards.errors import Interrupted
-from train import world as train_world
+from shards.errors import HostError, Interrupted
+from train import reducer
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.evaluate import Evaluation
 from train.job import Job
@@ -93,34 +94,56 @@ class Share:
         return Batch(rows[:, :-1], rows[:, 1:])
 
 
-def stepper_of(world: World, scaler: torch.amp.GradScaler | None = None) -> Stepper:
-    """The same model on every rank."""
+def stepper_of(world: World, variant: str = "") -> Stepper:
+    """The same model on every rank, learned in another way where `variant` says so."""
     torch.manual_seed(0)
     model = Model(CONFIG, 100)
+    if variant == "unused":
+        model.unused = torch.nn.Parameter(torch.ones(7))  # the first whose gradient is waited for
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.checkpoint_activations = variant == "checkpointed"
+    if variant == "compiled":  # into one graph, by the backend that is quick to do it
+        model.compiled_hidden = torch.compile(model.hidden, backend="aot_eager", fullgraph=True, dynamic=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if variant == "scaled" else None
     optimizers = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, eps=1e-8))
     return Stepper(model, optimizers, 1.0, nullcontext, scaler, world=world)
 
 
-def learn(world: World, size: int, out_of_memory_on: int = -1) -> dict[str, Any]:
+class Failure(NamedTuple):
+    """Memory that runs out on `rank` in its `forward`-th pass, where the gradient of `parameter` is made."""
+
+    rank: int
+    forward: int
+    parameter: str
+    error: Exception
+
+    def prepare(self, model: Model, events: list[str]) -> None:
+        """Let it happen."""
+
+        def fail(_gradient: Tensor) -> None:
+            if events.count("forward") == self.forward:
+                raise self.error
+
+        model.get_parameter(self.parameter).register_hook(fail)
+
+
+def learn(world: World, size: int, variant: str = "", failures: tuple[Failure, ...] = ()) -> dict[str, Any]:
     """Two steps: their losses and norms, the first one's gradients, the weights at the end."""
-    stepper = stepper_of(world)
-    model, update, whole = stepper.model, stepper.update, stepper.model.loss
+    stepper = stepper_of(world, variant)
+    model, update = stepper.model, stepper.update
     gradients: list[Tensor] = []
+    events = watched(world, model)
 
     def remembered(mean: Tensor) -> Tensor:
-        gradients.append(flat(model, lambda parameter: parameter.grad))
+        scale = stepper.scaler.get_scale() if stepper.scaler else 1.0
+        gradients.append(flat(model, lambda parameter: parameter.grad) / scale)
         return update(mean)
 
-    def loss(inputs: Tensor, *rest: Any) -> Tensor:
-        found = whole(inputs, *rest)
-        if world.rank == out_of_memory_on and len(inputs) == size:
-            found.backward()  # what a pass that breaks off leaves behind
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return found
-
-    stepper.update, model.loss = remembered, loss  # type: ignore[method-assign]
+    stepper.update = remembered  # type: ignore[method-assign]
+    for failure in failures:
+        if failure.rank == world.rank:
+            failure.prepare(model, events)
     loader, results = Share(world, size), []
     for step in range(2):
         stepper.optimizers.schedule(step + 30, 100)
@@ -131,21 +154,51 @@ def learn(world: World, size: int, out_of_memory_on: int = -1) -> dict[str, Any]
         "gradients": gradients[0].numpy(),
         "weights": flat(model, lambda parameter: parameter.data).numpy(),
         "pieces": stepper.pieces,
+        "events": events,
     }
 
 
-def learn_in_buckets(world: World, size: int, nbytes: int) -> dict[str, Any]:
+def learn_in_buckets(world: World, nbytes: int, *arguments: Any) -> dict[str, Any]:
     """`learn`, with buckets so small that most gradients are larger."""
-    before, train_world.BUCKET_NBYTES = train_world.BUCKET_NBYTES, nbytes
+    before, reducer.BUCKET_NBYTES = reducer.BUCKET_NBYTES, nbytes
     try:
-        return learn(world, size)
+        return learn(world, *arguments)
     finally:
-        train_world.BUCKET_NBYTES = before
+        reducer.BUCKET_NBYTES = before
+
+
+def watched(world: World, model: Model) -> list[str]:
+    """What happens from now on: "forward", "reduce", and "embed" where the last of a pass's gradients is made."""
+    events: list[str] = []
+    average, whole = world.average, model.loss
+
+    def reduce(tensor: Tensor) -> Callable[[], None]:
+        events.append("reduce")
+        return average(tensor)
+
+    def loss(*inputs: Tensor | None) -> Tensor:
+        events.append("forward")
+        return whole(*inputs)
+
+    world.average, model.loss = reduce, loss  # type: ignore[method-assign, assignment]
+    model.embed.weight.register_hook(lambda _gradient: events.append("embed"))
+    return events
+
+
+def end_in_the_middle(world: World, answer: Path) -> None:
+    """Rank 1 ends while it goes backward through the first block; rank 0 writes down what it hears of that."""
+    stepper = stepper_of(world)
+    if world.rank == 1:
+        stepper.model.embed.weight.register_hook(lambda _gradient: os._exit(1))
+    try:
+        stepper.step(Share(world, 4))
+    except HostError as error:
+        answer.write_text(str(error))
 
 
 def overflow(world: World) -> list[Any]:
     """A gradient of rank 1 overflows: this rank's norm, scale, and whether its weights stayed as they were."""
-    stepper = stepper_of(world, torch.amp.GradScaler("cpu", init_scale=1024.0))
+    stepper = stepper_of(world, "scaled")
     before = flat(stepper.model, lambda parameter: parameter.data).clone()
     if world.rank == 1:
         stepper.model.embed.weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), torch.inf))
@@ -167,7 +220,9 @@ def talk(world: World) -> dict[str, Any]:
         return ["from", str(world.rank)]
 
     tensors = [torch.full((3, 2), float(world.rank)), torch.full((), 4.0 * world.rank), torch.zeros(5).t()]
-    world.average(tensors)
+    waits = [world.average(tensor) for tensor in tensors]
+    for wait in waits:
+        wait()
     return {
         "first": world.first(decide, list[str]),
         "calls": calls,

@@ -20,9 +20,7 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function(world, *arguments)` gives on each rank, or the exception it raised there."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         calls = [
             self._pool.submit(_as_rank, rank, self.size, port, self._cards, function, arguments)
             for rank in range(self.size)
@@ -35,6 +33,25 @@ def ranks(size: int, *, cards: bool = False) -> Iterator[Ranks]:
     """Start them, on the CPU or each on a card of its own; a process takes one call of `run` at a time."""
     with ProcessPoolExecutor(size, get_context("spawn")) as pool:
         yield Ranks(pool, size, cards)
+
+
+def end_together(size: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call `function(world, *arguments)` in `size` processes that end with it, each in its own way."""
+    port = _free_port()
+    started = [
+        get_context("spawn").Process(target=_as_rank, args=(rank, size, port, False, function, arguments))
+        for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _as_rank(

@@ -35,7 +35,12 @@ def test_accumulation_is_one_batch() -> None:
     assert torch.allclose(weights(one), weights(four), atol=1e-5)
 
 
-def out_of_memory_at(of: Stepper, monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
+def out_of_memory_at(
+    of: Stepper,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[[int, int], bool],
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory"),  # noqa: B008
+) -> list[int]:
     """The model runs out of memory, halfway through its backward pass, where `fails(call, sequences)`."""
     sizes: list[int] = []
     whole = of.model.loss
@@ -45,7 +50,7 @@ def out_of_memory_at(of: Stepper, monkeypatch: pytest.MonkeyPatch, fails: Callab
         found = whole(inputs, *rest)
         if fails(len(sizes), len(inputs)):
             found.backward()  # gradients that a pass which breaks off leaves behind
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return found
 
     monkeypatch.setattr(of.model, "loss", loss)
@@ -67,6 +72,30 @@ def test_memory_that_runs_out_changes_the_micro_batch_and_not_the_step(
         "out of memory with 6 sequences at once: going on with 3 at once, and as many in a step as before",
         "out of memory with 3 sequences at once: going on with 1 at once, and as many in a step as before",
     ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),  # a kernel that is loaded on a full GPU
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 2 GB on private pool."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_runs_out_under_other_names(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    ours = stepper()
+    sizes = out_of_memory_at(ours, monkeypatch, lambda call, size: call == 1, error)
+    ours.step(Fixed(4))
+    assert sizes == [4, 2, 2]
+
+
+def test_another_fault_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = stepper()
+    fault = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    sizes = out_of_memory_at(ours, monkeypatch, lambda call, size: True, fault)
+    with pytest.raises(torch.AcceleratorError):
+        ours.step(Fixed(4))
+    assert sizes == [4]
 
 
 def test_not_even_one_sequence_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rank_work
 import torch
 from harness import complains, results, tree
-from ranks import Ranks, ranks
+from ranks import Ranks, end_together, ranks
 
-from shards import ConfigError
+from shards import ConfigError, HostError
 from train import checkpoint as checkpoints
 from train.config import ModelConfig, TrainConfig
 from train.job import Job
 from train.loop import Trainer
 from train.metrics import read_rows
 from train.ramp import rank_share
-from train.world import World, joined
+from train.world import World, _peer_errors, joined
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    torch.distributed.DistBackendError("NCCL error, unhandled cuda error. Last error: Cuda failure 2 'out of memory'"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,33 +77,24 @@ def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("size", [4, 2])
-def test_the_gradients_are_those_of_one_process(two: Ranks, size: int) -> None:
-    one = rank_work.learn(World(), 8)
-    for found in two.run(rank_work.learn, size):
-        assert np.allclose(found["gradients"], one["gradients"], rtol=1e-5, atol=1e-7)
-        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
-        assert found["norms"] == pytest.approx(one["norms"], rel=1e-5)
-        assert np.allclose(found["weights"], one["weights"], atol=1e-6)
+def test_a_process_that_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    """While the other's reductions are under way."""
+    answer = tmp_path / "answer"
+    end_together(2, rank_work.end_in_the_middle, answer)
+    assert "another process of this run has ended: " in answer.read_text()
 
 
-def test_it_does_not_matter_how_they_are_bundled(two: Ranks) -> None:
-    whole = two.run(rank_work.learn, 4)
-    cut = two.run(rank_work.learn_in_buckets, 4, 2000)
-    assert all(np.array_equal(a["weights"], b["weights"]) for a, b in zip(whole, cut, strict=True))
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
+def test_a_fault_of_this_gpu_is_not_the_end_of_another_process(kind: type[RuntimeError]) -> None:
+    with pytest.raises(kind, match="device-side assert"), _peer_errors():
+        raise kind("CUDA error: device-side assert triggered")
 
 
-def test_memory_that_runs_out_on_one_rank_is_that_ranks_own_affair(two: Ranks) -> None:
-    one = rank_work.learn(World(), 8)
-    found = two.run(rank_work.learn, 4, 1)
-    assert [each["pieces"] for each in found] == [1, 2]
-    assert np.array_equal(found[0]["weights"], found[1]["weights"])
-    assert np.allclose(found[0]["weights"], one["weights"], atol=1e-6)
-
-
-def test_an_overflow_on_one_rank_skips_the_step_on_all(two: Ranks) -> None:
-    found = two.run(rank_work.overflow)
-    assert found == [[0.0, 512.0, True]] * 2
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_in_an_exchange_ends_the_process(error: RuntimeError) -> None:
+    """Nobody knows whether it was started, so the step must not be repeated."""
+    with pytest.raises(HostError, match="out of memory in an exchange with the other processes: "), _peer_errors():
+        raise error
 
 
 def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""The whole of it on a GPU, as a user runs it: find the micro-batch, train compiled, kill, resume, evaluate, sample."""
+"""The whole of it on a GPU, as a user runs it: plan, train compiled, kill, resume, evaluate, sample."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -38,6 +37,7 @@ lr = 0.01
 [train]
 steps = 60
 batch_tokens = 8192
+micro_batch = 8
 eval_every = 20
 eval_tokens = 16384
 sample_every = 30
@@ -84,18 +84,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Place:
 
 @pytest.fixture(scope="module")
 def whole(place: Place) -> str:
-    """A run with nothing set: the finder, the compiler and the precision are automatic."""
+    """A run as anybody's: compiled, in bf16 where the GPU has it."""
     return place.train("whole")
 
 
 def test_a_whole_run(place: Place, whole: str) -> None:
-    assert "training with " in whole and " tok/s, " in whole  # the finder's sizes
-    assert json.loads((place.home / "fits.json").read_text())[0]["fit"]["rates"]
-    assert "estimated instead" not in whole
-    losses = place.rows("whole")
+    losses, evaluations = place.rows("whole"), place.rows("whole", "val_loss")
     assert list(losses) == list(range(1, 61))
     assert losses[60] < losses[1] - 1.0
-    assert place.rows("whole", "val_loss")[60] < place.rows("whole", "val_loss")[0] - 1.0
+    assert evaluations[60] < evaluations[0] - 1.0
     assert GRAPHS.search(whole)
 
 
@@ -103,28 +100,36 @@ def test_killed_and_resumed_it_learns_the_same(place: Place, whole: str) -> None
     process = subprocess.Popen(place.command(*place.training("killed")), stdout=subprocess.DEVNULL)
     metrics, began = place.home / "runs" / "killed" / "metrics.jsonl", time.monotonic()
     while process.poll() is None and time.monotonic() < began + LONGEST:
-        if metrics.exists() and any(row["step"] >= 25 for row in read_rows(metrics)):
-            os.kill(process.pid, signal.SIGKILL)
+        if metrics.exists() and any(row["step"] >= 15 for row in read_rows(metrics)):
+            process.kill()
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL
-    assert "already done" in place.train("killed")  # the tokens
+    assert "goes on at step" in place.train("killed")
     found, expected = place.rows("killed"), place.rows("whole")
     assert list(found) == list(expected)
     assert list(found.values()) == pytest.approx(list(expected.values()), abs=0.05)
     assert list(found.values())[:5] == pytest.approx(list(expected.values())[:5], abs=2e-3)
 
 
-def test_evaluate_sample_and_plan(place: Place, whole: str) -> None:
-    found = json.loads(place.millpond("evaluate", "whole", "--json").splitlines()[-1])
+def test_evaluate_and_sample(place: Place, whole: str) -> None:
+    said = place.millpond("evaluate", "whole", "--json")
+    found = json.loads(said[said.index("{") :])
     assert found["step"] == 60
     assert found["val_loss"] == pytest.approx(place.rows("whole", "val_loss")[60], abs=0.3)  # of more tokens
     assert place.millpond("sample", "whole", "--prompt", "The").strip()
-    assert " tok/s, " in place.millpond("plan", place.toml)
+
+
+def test_plan_finds_the_micro_batch(place: Place) -> None:
+    settings = ("train.micro_batch=0", "train.batch_tokens=2048", "train.compile=off")
+    said = place.millpond("plan", place.toml, *(word for each in settings for word in ("--set", each)))
+    assert "training with 8 sequences at once: " in said and "evaluation with " in said
+    assert "estimated instead" not in said and " tok/s, " in said
+    assert json.loads((place.home / "fits.json").read_text())[0]["fit"]["rates"]
 
 
 @pytest.mark.parametrize("compiled", ["on", "off"])
-def test_masks_and_a_ramp_compile_no_graph_more(place: Place, whole: str, compiled: str) -> None:
-    settings = ("train.document_mask=true", "train.batch_ramp=[2048,4096]", "train.micro_batch=8")
+def test_masks_and_a_ramp_compile_no_graph_more(place: Place, compiled: str) -> None:
+    settings = ("train.document_mask=true", "train.batch_ramp=[2048,4096]")
     said = place.train(f"masked-{compiled}", *settings, f"train.compile={compiled}")
     losses = place.rows(f"masked-{compiled}")
     assert losses[60] < losses[1] - 0.8
@@ -138,18 +143,18 @@ def test_masks_and_a_ramp_compile_no_graph_more(place: Place, whole: str, compil
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_in_another_precision_it_learns_the_same(place: Place, whole: str, precision: str) -> None:
-    place.train(precision, f"train.precision={precision}", "train.micro_batch=8")
+    place.train(precision, f"train.precision={precision}")
     found, expected = place.rows(precision), place.rows("whole")
     assert found[60] == pytest.approx(expected[60], abs=0.2)
 
 
-def test_gpt2_with_adamw(place: Place, whole: str) -> None:
-    place.train("gpt2", "model.family=gpt2", "optim.name=adamw", "optim.lr=0.002", "train.micro_batch=8")
+def test_gpt2_with_adamw(place: Place) -> None:
+    place.train("gpt2", "model.family=gpt2", "optim.name=adamw", "optim.lr=0.002")
     losses = place.rows("gpt2")
     assert losses[60] < losses[1] - 0.8
 
 
-def test_a_capped_memory_halves_the_micro_batch_and_not_the_step(place: Place, whole: str) -> None:
+def test_a_capped_memory_halves_the_micro_batch_and_not_the_step(place: Place) -> None:
     """With so little memory that 32 sequences do not fit, the same losses come of smaller pieces."""
     code = (
         "import torch, sys; from train import loop; loop.cap_memory = lambda device: "
@@ -164,6 +169,6 @@ def test_a_capped_memory_halves_the_micro_batch_and_not_the_step(place: Place, w
         [command()[0], "-c", code.format(0.6 * peak), *arguments], capture_output=True, text=True, timeout=LONGEST
     )
     assert done.returncode == 0, done.stderr
-    assert "out of memory with 32 sequences at once: going on with 16" in done.stderr
+    assert "out of memory with 32 sequences at once" in done.stderr
     found, expected = (list(place.rows(name).values()) for name in ("capped", "free"))
     assert found == pytest.approx(expected, abs=3e-2)

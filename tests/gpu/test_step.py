@@ -182,14 +182,11 @@ def test_the_finder_finds_and_remembers(tmp_path: Path, caplog: pytest.LogCaptur
     cache = tmp_path / "cache" / "fits.json"
     fit = best_fit(CONFIG, ADAMW, train, 1000, CUDA, cache)
     assert 32 % fit.micro_batch == 0 and fit.micro_batch in fit.rates and fit.eval_batch in fit.eval_rates
-    assert [record.getMessage() for record in caplog.records] == [
-        "finding the micro-batch for this card and model: a few minutes, once"
-    ]
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("finding the micro-batch for this GPU and model")
+    assert sum(line.startswith("training with ") for line in said) >= 2
     assert best_fit(CONFIG, ADAMW, train, 1000, CUDA, cache) == fit
-    assert len(caplog.records) == 1
-    cache.write_text("not JSON")
-    assert best_fit(CONFIG, ADAMW, train, 1000, CUDA, cache).rates
-    assert len(msgspec.json.decode(cache.read_bytes())) == 1
+    assert len(caplog.records) == len(said)
 
 
 def test_without_autocast_nothing_is_scaled() -> None:

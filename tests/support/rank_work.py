@@ -35,7 +35,7 @@ def job(tokens: Path, root: Path, *, dropout: float = 0.0, **train: Any) -> Job:
         recipe="00" * 32,
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=dropout),
         optim=OptimConfig(name="muon", warmup_steps=3),
-        train=TrainConfig(eval_tokens=32 * 37, sample_every=20, sample_tokens=4, **config),
+        train=TrainConfig(eval_tokens=32 * 37, final_eval_tokens=32 * 41, sample_every=20, sample_tokens=4, **config),
         sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",

@@ -241,6 +241,7 @@ class Pipeline:
                 "tokens": result.tokens,
                 "val_loss": result.evaluation.loss,
                 "val_bpb": result.evaluation.bpb,
+                "val_tokens": result.evaluation.tokens,
                 "weights_sha256": result.weights_sha256,
             }
             if result.best:

@@ -88,7 +88,7 @@ class Terminal:
         self._out.print(
             f"{name}: {numbers['steps']:,} steps, {numbers['tokens']:,} tokens; "
             f"validation {numbers['val_loss']:.4f} nats/token, {numbers['val_bpb']:.4f} bits/byte\n"
-            f"everything is in {run.root}"
+            f"over {numbers['val_tokens']:,} validation tokens; everything is in {run.root}"
         )
 
     def error(self, text: str, word: str = "error") -> None:
@@ -148,8 +148,8 @@ class Terminal:
         )
 
     def _eval(self, row: Row) -> None:
-        line = f"{row['step']:>9}  validation {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte"
-        self._log.print(Text(line, style="cyan"))
+        loss = f"{row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte ({_count(row['val_tokens'])} tokens)"
+        self._log.print(Text(f"{row['step']:>9}  validation {loss}", style="cyan"))
 
     def _rollback(self, row: Row) -> None:
         first, end = row["windows_skipped"]

@@ -2,6 +2,9 @@
 
 `model.safetensors`, `state.safetensors` (optimizers, random generators, the guard), `state.json`, and `SHA256SUMS`
 over them all, which `sha256sum -c` reads. Nothing is pickled. The newest are kept, and the one of the best evaluation.
+
+A checkpoint is saved before its step is evaluated, and knows the best of the evaluations before. `best.json` beside the
+checkpoints is written after an evaluation that is the best so far; it counts where the newest checkpoint is its step's.
 """
 
 import errno
@@ -17,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shards.atomic import discard, make_folder, published_folder, sha256_of
+from shards.atomic import discard, make_folder, publish_bytes, published_folder, sha256_of
 from shards.errors import CorruptError, MillpondError, from_os_error
 from shards.manifest import encode
 from train.windows import LoaderState
@@ -25,6 +28,7 @@ from train.world import World
 
 logger = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
+BEST = "best.json"
 FILES = ("model.safetensors", "state.json", "state.safetensors")
 
 
@@ -45,7 +49,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     recipe: str  # the fingerprint of all that can change what is learned
     identity: dict[str, Any] | None = None  # all of it, by table and field; None where it was not yet kept
     parts: int
-    best: Best | None = None  # None before the first evaluation of a step
+    best: Best | None = None  # of the evaluations before this step's own
     seconds: float = 0.0  # what the run has cost so far: no result, and different each time
     energy_kwh: float = 0.0
 
@@ -83,6 +87,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         discard(later)  # it was damaged, or the run would not be here again; kept, it would push out a whole one
     remove_surplus(folder, progress.step, progress.best, keep)
     return path
+
+
+def mark_best(folder: Path, best: Best) -> None:
+    """Publish `best` beside the checkpoints. That of its step may still be on its way there."""
+    publish_bytes(make_folder(folder) / BEST, encode(best))
 
 
 def remove_surplus(folder: Path, step: int, best: Best | None, keep: int) -> None:
@@ -129,7 +138,10 @@ def load_best(folder: Path) -> Checkpoint | None:
 
 
 def known_best(folder: Path, progress: Progress) -> Best | None:
-    """The best so far. When its checkpoint is not whole any more it is forgotten, and that is said."""
+    """The best so far. When its checkpoint is not valid any more it is forgotten, which logs a warning."""
+    marked = _marked_best(folder)
+    if marked is not None and marked.step == progress.step:
+        return marked
     best = progress.best
     if best is not None and best.step != progress.step:
         try:
@@ -138,6 +150,16 @@ def known_best(folder: Path, progress: Progress) -> Best | None:
             logger.warning("%s\nthe best checkpoint is damaged; it is best no more", error.what)
             return None
     return best
+
+
+def _marked_best(folder: Path) -> Best | None:
+    try:
+        return msgspec.json.decode((folder / BEST).read_bytes(), type=Best)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        logger.warning("%s: cannot be read, and is ignored: %s", folder / BEST, error)
+        return None
 
 
 def load(path: Path) -> Checkpoint:

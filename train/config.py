@@ -97,7 +97,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     spike_z: Annotated[float, Meta(ge=0, le=1e6)] = 9.0  # skip a loss or gradient so many deviations up; 0 = off
     rollback_after: Annotated[int, Meta(ge=0, le=2**40)] = 10  # steps skipped in a row; 0 = never
     eval_every: Cadence = 250  # steps; 0 = only at the start and the end
-    eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 10_485_760
+    eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 1_048_576  # each time, always the first
+    final_eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 10_485_760  # after the last step too
     sample_every: Cadence = 500
     sample_tokens: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 64
     prompts: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ("The", "In this paper we")

@@ -1,7 +1,8 @@
-"""The training loop, one column read from top to bottom: step, log, evaluate, sample, save.
+"""The training loop, one column read from top to bottom: step, log, save, evaluate, sample.
 
 Everything that is written depends only on the recipe, the token folder and the step, so a run that was killed at any
-instant and started again writes what it would have written.
+instant and started again writes what it would have written. A checkpoint is saved before its step is evaluated and
+sampled: a failure there costs no training, and a run that resumes from it evaluates and samples first.
 """
 
 import math
@@ -93,7 +94,7 @@ class Trainer:
         self.step = self.position = 0
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         self.best: Best | None = None
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Evaluation  # the newest
         if saved := checkpoints.load_agreed(job.checkpoints, self.world):
             self._restore(saved)
             self.meter.go_on(saved.progress.seconds, saved.progress.energy_kwh)
@@ -110,18 +111,16 @@ class Trainer:
         train = self.job.train
         last_step = self.step if self.position else -1
         with (
-            self._rows(self.job.metrics, last_step) as self.metrics,
-            self._rows(self.job.samples, last_step) as self.samples,
+            self._rows(self.job.metrics, last_step, "val_loss") as self.metrics,
+            self._rows(self.job.samples, last_step, "text") as self.samples,
             self._loader() as loader,
             self.meter,
             caught_signals() as caught,
             Saver(self.job.checkpoints, train.keep_checkpoints, self._saved) as self.saver,
         ):
-            if self.world.is_first:
-                checkpoints.remove_surplus(self.job.checkpoints, self.step, self.best, train.keep_checkpoints)
+            self._remove_surplus()
             self._announce()
-            if self.step == 0:
-                self._evaluate()
+            self._look()
             self.meter.begin(self.step, self.tokens, loader.stats())
             while self.step < self.steps:
                 self.saver.check()
@@ -137,22 +136,18 @@ class Trainer:
                 if is_due(self.step, train.log_every) or last:
                     self._log(loader, result.grad_norm)
                 with self.meter.paused():
-                    if is_due(self.step, train.eval_every) or last:
-                        self._evaluate()
-                    if is_due(self.step, train.sample_every) or last:
-                        self._sample()
-                    is_best = self.best is not None and self.best.step == self.step
-                    if self.rollback.saves or last or is_best or ending:
+                    if self.rollback.saves or last or ending:
                         self._save()
-                if ending:
-                    self.saver.wait()
-                    raise ending
-            graphs = compiled_graphs(self.model)
-            self.emit(
-                "end", {"step": self.step, "tokens": self.tokens, "graphs": graphs, **self.meter.summary(self.tokens)}
-            )
+                    if ending:
+                        self.saver.wait()
+                        raise ending
+                    self._look()
+            self.saver.wait()
+            self._remove_surplus()
+            end: Row = {"step": self.step, "tokens": self.tokens, "graphs": compiled_graphs(self.model)}
+            self.emit("end", end | self.meter.summary(self.tokens))
         weights = checkpoints.weights_hash(self.model.state_dict())
-        return Result(self.steps, self.tokens, self.evaluation or self._measure(), weights, self.best)
+        return Result(self.steps, self.tokens, self.evaluation, weights, self.best)
 
     @property
     def tokens(self) -> int:
@@ -162,8 +157,8 @@ class Trainer:
     def _accumulation(self, step: int) -> int:
         return self.ramp.batch_tokens(step) // self.job.model.seq_len // (self.micro_batch * self.world.size)
 
-    def _rows(self, path: Path, last_step: int) -> RowLog:
-        return RowLog(path, last_step) if self.world.is_first else NoLog()
+    def _rows(self, path: Path, last_step: int, repeated: str) -> RowLog:
+        return RowLog(path, last_step, repeated) if self.world.is_first else NoLog()
 
     def _loader(self) -> TokenLoader:
         return TokenLoader(
@@ -251,25 +246,42 @@ class Trainer:
         self.meter.begin(self.step, self.tokens, loader.stats())
         self.emit("rollback", {**row, "reason": reason})
 
-    def _measure(self) -> Evaluation:
-        return self.sources.measure(
+    def _look(self) -> None:
+        """Evaluate and sample, where this step is due for it. What a run resumes from comes again, with the same rows.
+
+        Each evaluation is over the same tokens, so that the losses can be compared; the last step has one over more.
+        """
+        train, last = self.job.train, self.step == self.steps
+        if is_due(self.step, train.eval_every) or last or self.step == 0:
+            found = self._evaluate(train.eval_tokens)
+            if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
+                self._compare(Best(self.step, found.loss, found.tokens))
+        if last and train.final_eval_tokens != train.eval_tokens:
+            self._evaluate(train.final_eval_tokens)
+        if self.step and (is_due(self.step, train.sample_every) or last):
+            self._sample()
+
+    def _evaluate(self, tokens: int) -> Evaluation:
+        self.evaluation = found = self.sources.measure(
             self.model,
-            self.job.train.eval_tokens,
+            tokens,
             self.fit.eval_batch,
             self._autocast,
             document_mask=self.job.train.document_mask,
             world=self.world,
         )
-
-    def _evaluate(self) -> None:
-        self.evaluation = found = self._measure()
         if not math.isfinite(found.loss):
             self.rollback.refuse(self.step, "the validation loss is not a number")
-        if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
-            self.best = checkpoints.better(self.best, Best(self.step, found.loss, found.tokens))
         row: Row = {"step": self.step, "tokens": self.tokens, **found.row()}
         self.metrics.write(row)
         self.emit("eval", row)
+        return found
+
+    def _compare(self, found: Best) -> None:
+        """Mark this step as the best when it is: its checkpoint was saved before that could be known."""
+        self.best = checkpoints.better(self.best, found)
+        if self.best.step == self.step and self.world.is_first:
+            checkpoints.mark_best(self.job.checkpoints, self.best)
 
     def _sample(self) -> None:
         if not self.world.is_first:
@@ -302,6 +314,11 @@ class Trainer:
             energy_kwh=self.meter.kwh,
         )
         self.saver.save(Checkpoint(progress, self.model.state_dict(), state))
+
+    def _remove_surplus(self) -> None:
+        if self.world.is_first:
+            keep = self.job.train.keep_checkpoints
+            checkpoints.remove_surplus(self.job.checkpoints, self.step, self.best, keep)
 
     def _saved(self, path: Path) -> None:
         self.emit("save", {"step": checkpoints.step_of(path), "path": str(path)})

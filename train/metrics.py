@@ -14,11 +14,14 @@ Row = dict[str, Any]
 
 
 class RowLog:
-    """A file of rows that each have a `step`. Rows after `last_step` are dropped: that part of the run comes again."""
+    """A file of rows that each have a `step`. Rows after `last_step` are dropped: that part of the run comes again.
 
-    def __init__(self, path: Path, last_step: int) -> None:
+    So are the rows of `last_step` that have the field `repeated`: they are written after the checkpoint of their step.
+    """
+
+    def __init__(self, path: Path, last_step: int, repeated: str) -> None:
         self.path = path
-        self._file = self._cut(last_step)
+        self._file = self._cut(last_step, repeated)
 
     def write(self, row: Row) -> None:
         """Append one row, visible to readers at once. Its numbers are finite: JSON has no NaN."""
@@ -48,8 +51,9 @@ class RowLog:
     ) -> None:
         self._file.close()
 
-    def _cut(self, last_step: int) -> BinaryIO:
-        kept = [row for row in read_rows(self.path) if row["step"] <= last_step]
+    def _cut(self, last_step: int, repeated: str = "") -> BinaryIO:
+        rows = [row for row in read_rows(self.path) if row["step"] <= last_step]
+        kept = [row for row in rows if row["step"] < last_step or repeated not in row]
         publish_bytes(self.path, b"".join(map(_line, kept)))
         return self.path.open("ab")
 

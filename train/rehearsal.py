@@ -65,16 +65,22 @@ def rehearse(
     micro_tokens = timed.size * model.seq_len
     training = ramp.tokens / micro_tokens * timed.a_micro_batch + ramp.steps * timed.an_update
     evaluation_rate = max(fit.eval_rates.values(), default=EVALUATION_SPEED * micro_tokens / timed.a_micro_batch)
-    evaluations = 1 + (-(-ramp.steps // train.eval_every) if train.eval_every else 1)
     return Rehearsal(
         size=timed.size,
         micro_batches=timed.micro_batches,
         steps=timed.steps,
         tok_per_s=ramp.tokens / training,
-        seconds=training + evaluations * min(train.eval_tokens, val_tokens) / evaluation_rate,
+        seconds=training + evaluation_tokens(train, ramp.steps, val_tokens) / evaluation_rate,
         watts=timed.watts,
         checkpoint_bytes=checkpoint_nbytes(trial.model, trial.stepper.optimizers),
     )
+
+
+def evaluation_tokens(train: TrainConfig, steps: int, val_tokens: int) -> int:
+    """How many tokens all evaluations of a run of `steps` read together, where validation has `val_tokens`."""
+    count = 1 + (-(-steps // train.eval_every) if train.eval_every else 1)
+    final = train.final_eval_tokens if train.final_eval_tokens != train.eval_tokens else 0
+    return count * min(train.eval_tokens, val_tokens) + min(final, val_tokens)
 
 
 class _Timed(NamedTuple):

@@ -23,15 +23,14 @@ MOST = 3  # to one checkpoint: what does not get past it then never will
 class Rollback:
     """Watches a run's skipped steps and its weights, says when to go back, and keeps count of how often it did.
 
-    After `due()`, `saves` says whether this step's checkpoint is to be published: not in the middle of skipped steps,
-    where nobody gains from going back to; the first step that is taken again brings what was owed. Nor is an evaluation
-    in the middle of them (`calm` is false) one to be kept.
+    After `due()`, `saves` says whether this step's checkpoint is to be published: one is due every `checkpoint_every`
+    steps and before each evaluation, but not in the middle of skipped steps, where nobody gains from going back to; the
+    first step that is taken again brings what `checkpoint_every` owes.
     """
 
     def __init__(self, guard: Guard, model: Model, optim: OptimConfig, train: TrainConfig, ramp: Ramp) -> None:
         self._guard, self._model, self._optim, self._train, self._ramp = guard, model, optim, train, ramp
         self.saves = self._owes_save = False
-        self.calm = True  # the newest step that was looked at was taken
         self._count = 0  # since the newest checkpoint; a run that is killed goes back to it and counts again
 
     def due(self, step: int, *, stopping: bool) -> str:
@@ -40,19 +39,23 @@ class Rollback:
         A stop asks only for weights that are fit to be saved.
         """
         train, last = self._train, step == self._ramp.steps
-        saves = is_due(step, train.checkpoint_every) or self._owes_save
-        trusts = saves or last or stopping or is_due(step, train.eval_every)
+        saves, evaluates = is_due(step, train.checkpoint_every) or self._owes_save, is_due(step, train.eval_every)
+        trusts = saves or evaluates or last or stopping
         self.saves = False
         if not (trusts or is_due(step, train.log_every)):
             return ""
         skipped = self._guard.in_a_row()
-        self.calm = not skipped
         if trusts and not self._weights_are_finite():
             return "a weight is not a number any more"
         if 0 < train.rollback_after <= skipped and not stopping:
             return f"{skipped} steps in a row were skipped: their loss or gradient was no number, or a spike"
-        self.saves, self._owes_save = saves and self.calm, saves and not self.calm
+        self.saves, self._owes_save = (saves or evaluates) and not skipped, saves and skipped > 0
         return ""
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last step was taken: in the middle of skipped ones no evaluation is the best. Waits."""
+        return not self._guard.in_a_row()
 
     def begin(self, step: int, reason: str, saved: Checkpoint | None) -> Checkpoint:
         """Count one more, to `saved`. RefusedError when there were too many, or when there is nothing to go back to."""
@@ -66,7 +69,7 @@ class Rollback:
         often = f", {self._count} times after going back to the last checkpoint" if self._count else ""
         raise RefusedError(
             f"step {step}: {reason}{often}",
-            "the run has diverged; nothing of it was saved, and the checkpoints from before are whole",
+            "the run has diverged; the checkpoints from before it are whole",
             f"start over with a lower rate, --fresh --set optim.lr={self._optim.lr / 3:.2g}"
             + (", or skip no spikes: --set train.spike_z=0" if self._train.spike_z else ""),
         )

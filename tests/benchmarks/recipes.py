@@ -32,11 +32,12 @@ class Scale:
 
 SCALES = {
     "small": Scale(
-        ("model.n_layer=4", "model.d_model=64", "model.seq_len=128", "train.eval_tokens=131072"),
+        ("model.n_layer=4", "model.d_model=64", "model.seq_len=128",
+         "train.eval_tokens=131072", "train.final_eval_tokens=131072"),
         4, 2_048_000, 256, 1024, 16,
     ),
     "gpt2": Scale(
-        ("model.n_layer=12", "model.d_model=768", "model.seq_len=1024", "train.eval_tokens=1048576"),
+        ("model.n_layer=12", "model.d_model=768", "model.seq_len=1024", "train.final_eval_tokens=1048576"),
         12, 20_004_864, 6144, 98_304, 20,
     ),
 }  # fmt: skip

@@ -28,7 +28,13 @@ def job(tokens: Path, root: Path, checkpoints: Path) -> Job:
         model=ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32),
         optim=OptimConfig(),
         train=TrainConfig(
-            steps=16, batch_tokens=256, eval_tokens=640, checkpoint_every=2, eval_every=0, keep_checkpoints=1
+            steps=16,
+            batch_tokens=256,
+            eval_tokens=640,
+            final_eval_tokens=960,
+            checkpoint_every=2,
+            eval_every=0,
+            keep_checkpoints=1,
         ),
         sources=(Source(tokens, 5),),
         checkpoints=checkpoints,

@@ -2,10 +2,11 @@
 
     python -P tests/faults/train_kills.py --count 200
 
-A point is a step boundary, the n-th call of the k-th save that makes, syncs, renames or removes something, or a byte
-of a file at which its writing breaks off. Each point has a run of its own: it is killed there, run again to its end,
-and its losses, samples and final weights are compared bit for bit with those of a run that nobody disturbed. The runs
-are forked from one warm interpreter, which has started no thread and computed nothing.
+A point is a step boundary, the n-th call of the k-th save that makes, syncs, renames or removes something, a byte of a
+file at which its writing breaks off, or the beginning or the end of an evaluation, when the checkpoint of its step is
+there. Each point has a run of its own: it is killed there, run again to its end, and its losses, samples and final
+weights are compared bit for bit with those of a run that nobody disturbed. The runs are forked from one warm
+interpreter, which has started no thread and computed nothing.
 """
 
 import argparse
@@ -47,7 +48,7 @@ SETTINGS = (
     'optim.name="muon"',
 )
 CALLS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open"}  # as Python's audit events call them
-Point = tuple[str, int, int]  # ("step", step, 0), ("call", save, call) or ("byte", save, byte), counted from 1
+Point = tuple[str, int, int]  # ("step", step, 0), ("call", save, call), ("byte", save, byte), ("eval", number, 0 or 1)
 
 
 class Deadly:
@@ -55,9 +56,10 @@ class Deadly:
 
     def __init__(self, point: Point | None) -> None:
         self.point = point
-        self.saves = self.calls = 0
+        self.saves = self.calls = self.evaluations = 0
         self.found: list[Point] = []
         write, fsync, save, check = checkpoint._write, os.fsync, checkpoint.save, Trainer._ending
+        evaluate = Trainer._evaluate
 
         def saved(*arguments: Any) -> Path:
             self.saves, self.calls = self.saves + 1, 0
@@ -78,7 +80,17 @@ class Deadly:
             self._reached(("step", trainer.step, 0))
             return check(trainer, *arguments)
 
+        def evaluated(trainer: Trainer, tokens: int) -> Any:
+            self.evaluations += 1
+            if self.point and self.point[:2] == ("eval", self.evaluations):
+                trainer.saver.wait()
+            self._reached(("eval", self.evaluations, 0))
+            found = evaluate(trainer, tokens)
+            self._reached(("eval", self.evaluations, 1))
+            return found
+
         checkpoint.save, checkpoint._write, os.fsync = saved, written, synced  # type: ignore[assignment]
+        Trainer._evaluate = evaluated  # type: ignore[method-assign]
         Trainer._ending = stepped  # type: ignore[method-assign]
         sys.addaudithook(self._heard)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # past its limit the kernel ends the process at that very byte
@@ -147,6 +159,7 @@ class Gate:
             "rows": rows,
             "kept": kept,
             "sums": sums,
+            "best": (run / "checkpoints" / checkpoint.BEST).read_bytes(),
             "progress": [replace(each, seconds=0.0, energy_kwh=0.0) for each in progress],
             "result": json.loads((run / "receipt.json").read_text())["result"],
         }

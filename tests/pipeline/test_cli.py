@@ -48,7 +48,8 @@ def test_a_run_from_text_to_samples(home: Path, tiny_toml: Path) -> None:
     logs = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "val_loss" in row]
     assert [row["step"] for row in logs] == list(range(1, 61))
-    assert [row["step"] for row in evaluations] == [0, 20, 40, 60]
+    assert [row["step"] for row in evaluations] == [0, 20, 40, 60, 60]
+    assert [row["val_tokens"] for row in evaluations] == [*[2048] * 4, 4096]
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"] - 1
     assert {
         "step",
@@ -63,7 +64,8 @@ def test_a_run_from_text_to_samples(home: Path, tiny_toml: Path) -> None:
         "stall_percent",
     } <= set(logs[0])
     assert (run_folder / "samples.jsonl").read_text().count("\n") == 2
-    assert [path.name for path in sorted((run_folder / "checkpoints").iterdir())] == ["step-000050", "step-000060"]
+    found = sorted(path.name for path in (run_folder / "checkpoints").iterdir())
+    assert found == ["best.json", "step-000050", "step-000060"]
     receipt = json.loads((run_folder / "receipt.json").read_text())
     assert receipt["result"]["val_loss"] == evaluations[-1]["val_loss"]
     assert receipt["versions"]["torch"]
@@ -106,7 +108,7 @@ def test_fresh_sets_the_run_before_aside(home: Path, tiny_toml: Path) -> None:
 
 
 def test_evaluate(home: Path) -> None:
-    found = json.loads(run("evaluate", "tiny", "--tokens", 2048, "--json", "--home", home).stdout)
+    found = json.loads(run("evaluate", "tiny", "--tokens", 4096, "--json", "--home", home).stdout)
     receipt = json.loads((home / "runs" / "tiny" / "receipt.json").read_text())
     assert found["val_loss"] == receipt["result"]["val_loss"]
     assert found["step"] == 60
@@ -122,7 +124,7 @@ def test_document_masks_are_one_line_of_the_recipe(home: Path, tiny_toml: Path) 
     assert plain.exit_code == 0, plain.stderr
     ends = [json.loads((home / "runs" / name / "receipt.json").read_text())["result"] for name in ("masked", "plain")]
     assert ends[0]["weights_sha256"] != ends[1]["weights_sha256"]
-    found = json.loads(run("evaluate", "masked", "--tokens", 2048, "--json", "--home", home).stdout)
+    found = json.loads(run("evaluate", "masked", "--tokens", 4096, "--json", "--home", home).stdout)
     assert found["val_loss"] == ends[0]["val_loss"]
     unmasked = run("train", tiny_toml, *options[:4], "--set", "train.steps=10")
     assert "  train.document_mask: True -> False" in refused(unmasked, 1)

@@ -111,6 +111,19 @@ def test_presets_load_and_survive_being_written(name: str, tmp_path: Path) -> No
     assert config.load_run(tmp_path / "run.toml") == recipe
 
 
+@pytest.mark.parametrize("name", sorted({*config.preset_names()} - {"demo"}))
+def test_evaluation_takes_at_most_a_hundredth_of_a_run(name: str) -> None:
+    """At the rates that were predicted for an RTX 3090: 58,000 tokens a second, and thrice that forward alone."""
+    from train.ramp import Ramp
+    from train.rehearsal import EVALUATION_SPEED, evaluation_tokens
+
+    recipe = config.load(name)[1]
+    ramp = Ramp(recipe.model, recipe.train)
+    training = ramp.tokens / 58_000
+    evaluation = evaluation_tokens(recipe.train, ramp.steps, 10**9) / (EVALUATION_SPEED * 58_000)
+    assert 0 < evaluation <= 0.01 * (training + evaluation)
+
+
 def test_the_book_and_gpt2_have_their_published_sizes() -> None:
     import torch
 
@@ -126,9 +139,12 @@ def test_what_cannot_change_the_result_is_no_identity() -> None:
     assert identity(TokensConfig()) == identity(TokensConfig(workers=7, max_tokens=5, engine="tiktoken"))
     assert identity(TokensConfig()) == identity(TokensConfig(mix={"a": 1.0}))  # a run pins it by itself
     assert identity(TokensConfig()) != identity(TokensConfig(val_fraction=0.01))
-    quiet = TrainConfig(log_every=1, micro_batch=3, eval_every=9, checkpoint_every=2, keep_checkpoints=9, prompts=())
+    quiet = TrainConfig(
+        log_every=1, micro_batch=3, eval_every=9, eval_tokens=7, checkpoint_every=2, keep_checkpoints=9, prompts=()
+    )
     assert identity(TrainConfig()) == identity(quiet)
     assert identity(TrainConfig()) == identity(TrainConfig(compile="off", checkpoint_activations=True))
+    assert identity(TrainConfig()) == identity(TrainConfig(final_eval_tokens=7))
     assert identity(TrainConfig()) != identity(TrainConfig(seed=2))
     assert identity(TrainConfig()) != identity(TrainConfig(document_mask=True))
 

@@ -76,10 +76,10 @@ def test_a_mixture_is_trained_and_measured(home: Home) -> None:
     last = [row for row in rows(home.path) if "val_loss" in row][-1]
     parts = last["val_loss_by_folder"]
     assert list(parts) == [home.left, home.right]
-    seven, three = 2048 * 7 // 10 // 32, 2048 * 3 // 10 // 32  # windows
+    seven, three = 4096 * 7 // 10 // 32, 4096 * 3 // 10 // 32  # windows
     assert last["val_tokens"] == (seven + three) * 32
     assert last["val_loss"] == pytest.approx((parts[home.left] * seven + parts[home.right] * three) / (seven + three))
-    found = json.loads(run("evaluate", "mixed", "--tokens", 2048, "--json", home=home).stdout)
+    found = json.loads(run("evaluate", "mixed", "--tokens", 4096, "--json", home=home).stdout)
     assert {key: found[key] for key in ("val_loss", "val_bpb", "val_tokens", "val_loss_by_folder")} == {
         key: last[key] for key in ("val_loss", "val_bpb", "val_tokens", "val_loss_by_folder")
     }

@@ -34,7 +34,7 @@ LOG = {
     "eta_seconds": 123 * 3600 + 59,
 }
 ENERGY = {"watts": 349.7, "energy_kwh": 4.3512, "cost": 1.3054}
-EVAL = {"step": 250, "val_loss": 3.28, "val_bpb": 1.02}
+EVAL = {"step": 250, "val_loss": 10.8249, "val_bpb": 3.28, "val_tokens": 1_048_576}
 
 
 @pytest.fixture
@@ -73,6 +73,13 @@ def test_the_header_comes_again_after_what_stood_between(
     terminal.training("log", LOG)
     found = ["header" if "tok/s" in line else line.split()[0] for line in lines(capsys)]
     assert found == ["header", *["19073/19073"] * 3, "250", "header", "19073/19073"]
+
+
+def test_an_evaluation_says_over_how_many_tokens(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.training("eval", EVAL)
+    terminal.training("eval", {**EVAL, "val_tokens": 10_485_760})
+    loss = "      250  validation 10.8249 nats/token, 3.2800 bits/byte"
+    assert lines(capsys) == [f"{loss} (1.0M tokens)", f"{loss} (10.5M tokens)"]
 
 
 def test_the_scale_of_mfu_is_said_at_the_start(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ steps = 60
 batch_tokens = 256
 eval_every = 20
 eval_tokens = 2048
+final_eval_tokens = 4096
 sample_every = 0
 sample_tokens = 8
 checkpoint_every = 10

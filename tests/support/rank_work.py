@@ -32,13 +32,12 @@ def job(tokens: Path, root: Path, *, dropout: float = 0.0, **train: Any) -> Job:
     """40 steps of 8 sequences, on the CPU."""
     root.mkdir(exist_ok=True)
     config = {"steps": 40, "batch_tokens": 256, "log_every": 1, "eval_every": 10, "checkpoint_every": 10}
+    config |= {"eval_tokens": 32 * 37, "final_eval_tokens": 32 * 41, "sample_every": 20, "sample_tokens": 4}
     return Job(
         recipe="00" * 32,
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=dropout),
         optim=OptimConfig(name="muon", warmup_steps=3),
-        train=TrainConfig(
-            eval_tokens=32 * 37, sample_every=20, sample_tokens=4, **{"device": "cpu", **config, **train}
-        ),
+        train=TrainConfig(**{"device": "cpu", **config, **train}),
         sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",

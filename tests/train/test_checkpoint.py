@@ -10,7 +10,20 @@ from harness import files_no_longer_than
 
 from shards import CorruptError, DiskError
 from train import checkpoint as checkpoints
-from train.checkpoint import Best, Checkpoint, Progress, better, load_best, load_latest, remove_surplus, save, steps
+from train.checkpoint import (
+    BEST,
+    Best,
+    Checkpoint,
+    Progress,
+    better,
+    known_best,
+    load_best,
+    load_latest,
+    mark_best,
+    remove_surplus,
+    save,
+    steps,
+)
 from train.windows import LoaderState
 
 
@@ -56,6 +69,29 @@ def test_the_best_outlives_the_newest(tmp_path: Path) -> None:
     assert found is not None and found.step == 10
     save(tmp_path, make(30, Best(30, 2.0, 640)), keep=2)
     assert names(tmp_path) == [25, 30]
+
+
+def test_the_newest_is_the_best_when_its_own_evaluation_says_so(tmp_path: Path) -> None:
+    """That of a later step counts for nothing: its checkpoint has not been published, or is damaged."""
+    before, own = Best(5, 2.5, 640), Best(10, 2.0, 640)
+    mark_best(tmp_path, before)
+    save(tmp_path, make(5), keep=1)
+    newest = make(10, before)
+    for mark, best in ((before, before), (own, own), (Best(15, 1.0, 640), before)):
+        mark_best(tmp_path, mark)
+        save(tmp_path, newest, keep=1)
+        assert known_best(tmp_path, newest.progress) == best
+        found = load_best(tmp_path)
+        assert found is not None and found.step == best.step
+
+
+@pytest.mark.parametrize("bytes_", [b"", b"{}", b"[1]", b"\xff"])
+def test_a_damaged_mark_is_ignored(tmp_path: Path, bytes_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, make(5, Best(5, 2.5, 640)), keep=1)
+    (tmp_path / BEST).write_bytes(bytes_)
+    found = load_best(tmp_path)
+    assert found is not None and found.step == 5
+    assert "best.json: cannot be read, and is ignored" in caplog.text
 
 
 def test_better_is_lower_over_the_same_tokens() -> None:

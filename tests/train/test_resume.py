@@ -14,8 +14,10 @@ import pytest
 from harness import command, millpond, results
 
 from shards import CorruptError, OutOfTime, RefusedError
-from train.checkpoint import Best, load_best, load_latest, save, step_of, steps
+from train import loop, sources
+from train.checkpoint import BEST, Best, load_best, load_latest, save, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.evaluate import evaluate
 from train.job import Job
 from train.loop import Trainer
 from train.metrics import read_rows
@@ -28,7 +30,7 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
         recipe="00" * 32,
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=0.1),
         optim=OptimConfig(name="muon", warmup_steps=3),
-        train=TrainConfig(eval_tokens=640, sample_every=8, sample_tokens=4, **config),
+        train=TrainConfig(eval_tokens=640, final_eval_tokens=960, sample_every=8, sample_tokens=4, **config),
         sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",
@@ -131,6 +133,86 @@ def test_another_micro_batch_sees_the_same_data(
         assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-5)
 
 
+def evaluation_fails(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The `number`-th, from 0 on, and those after it."""
+    seen = 0
+
+    def measure(*arguments: Any, **options: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen > number:
+            raise Stopped
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(sources, "evaluate", measure)
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 8), (2, 16), (3, 24), (4, 24)])
+def test_an_evaluation_that_fails_costs_no_training(
+    tiny_folder: Path,
+    tmp_path: Path,
+    undisturbed: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    step: int,
+) -> None:
+    """The checkpoint of its step is there; the run that resumes from it evaluates first, and writes the same rows."""
+    wanted = job(tiny_folder, tmp_path)
+    with monkeypatch.context() as patch:
+        evaluation_fails(patch, number)
+        with pytest.raises(Stopped):
+            Trainer(wanted, lambda *_: None).run()
+    assert step_of(steps(wanted.checkpoints)[-1]) == step
+    again = Trainer(wanted, lambda *_: None)
+    assert again.step == step
+    root, weights = undisturbed
+    result = again.run()
+    assert result.weights_sha256 == weights
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert results(tmp_path / name) == results(root / name)
+    assert (wanted.checkpoints / BEST).read_bytes() == (root / "checkpoints" / BEST).read_bytes()
+    assert [path.name for path in steps(wanted.checkpoints)] == [path.name for path in steps(root / "checkpoints")]
+
+
+def test_a_sample_that_fails_costs_no_training(
+    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> str:
+        raise Stopped
+
+    wanted = job(tiny_folder, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "generate", fail)
+        with pytest.raises(Stopped):
+            Trainer(wanted, lambda *_: None).run()
+    assert step_of(steps(wanted.checkpoints)[-1]) == 8
+    assert Trainer(wanted, lambda *_: None).run().weights_sha256 == undisturbed[1]
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert results(tmp_path / name) == results(undisturbed[0] / name)
+
+
+def test_each_evaluation_is_over_the_same_tokens_and_the_final_one_over_more(undisturbed: tuple[Path, str]) -> None:
+    rows = [row for row in results(undisturbed[0] / "metrics.jsonl") if "val_loss" in row]
+    assert [(row["step"], row["val_tokens"]) for row in rows] == [(0, 640), (8, 640), (16, 640), (24, 640), (24, 960)]
+
+
+def test_a_run_whose_best_was_measured_over_other_tokens(tiny_folder: Path, tmp_path: Path) -> None:
+    """As before evaluations on the way were short: the best is in the checkpoint, and there is no mark."""
+    wanted = job(tiny_folder, tmp_path)
+    with pytest.raises(Stopped):
+        Trainer(wanted, stop_at(15, "save")).run()
+    newest = load_latest(wanted.checkpoints)
+    assert newest is not None and newest.step == 15
+    (wanted.checkpoints / BEST).unlink()
+    old = msgspec.structs.replace(newest.progress, best=Best(8, 1.0, 1280))
+    save(wanted.checkpoints, newest._replace(progress=old), keep=2)
+    found = load_best(wanted.checkpoints)
+    assert found is not None and found.step == 8
+    assert Trainer(wanted, lambda *_: None).best == old.best
+    result = Trainer(wanted, lambda *_: None).run()
+    assert result.best is not None and (result.best.step, result.best.val_tokens) == (24, 640)
+
+
 @pytest.mark.parametrize(
     ("event", "message"),
     [("start", "step 0: the validation loss is not a number"), ("eval", "step 5: a weight is not a number any more")],
@@ -152,7 +234,8 @@ def test_a_run_that_diverges_stops_before_it_is_saved(
 
 
 def evaluations(path: Path) -> dict[int, float]:
-    return {row["step"]: row["val_loss"] for row in results(path) if row.get("val_loss") and row["step"]}
+    """Those over 640 tokens, after a step."""
+    return {row["step"]: row["val_loss"] for row in results(path) if row.get("val_tokens") == 640 and row["step"]}
 
 
 def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
@@ -169,7 +252,7 @@ def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
     losses = evaluations(tmp_path / "metrics.jsonl")
     best = min(losses, key=lambda step: losses[step])
     assert best == 28
-    assert whole.best == Best(best, losses[best], whole.evaluation.tokens)
+    assert whole.best == Best(best, losses[best], 640)
     assert [step_of(path) for path in steps(tmp_path / "checkpoints")] == [best, 40]
     found = load_best(tmp_path / "checkpoints")
     assert found is not None and found.step == best
@@ -210,7 +293,9 @@ def test_max_hours(tiny_toml: Path, tmp_path: Path) -> None:
     assert "stopped: time is up: saved at step 1 of 3\nrun the same command again to go on\n" in done.stderr
     assert millpond("train", tiny_toml, *options, "--max-hours", "1").returncode == 0
     numbers = json.loads((tmp_path / "runs" / "night" / "receipt.json").read_text())["result"]
-    assert numbers["best_step"] == 3 and numbers["best_val_loss"] == numbers["val_loss"]
+    short, final = [row for row in read_rows(tmp_path / "runs" / "night" / "metrics.jsonl") if "val_loss" in row][-2:]
+    assert numbers["best_step"] == 3 and numbers["best_val_loss"] == short["val_loss"]
+    assert (numbers["val_loss"], numbers["val_tokens"]) == (final["val_loss"], 4096)
     for verb in ("evaluate", "sample"):
         assert millpond(verb, "night", "--best", "--tokens", "40", "--home", tmp_path).returncode == 0
 
@@ -269,7 +354,7 @@ def test_a_signal_saves_and_exits(tiny_toml: Path, tmp_path: Path, signum: int, 
     _, log = process.communicate(timeout=60)
     assert process.returncode == code, log
     step = last_step(run / "metrics.jsonl")
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:06}"]
+    assert [path.name for path in steps(run / "checkpoints")] == [f"step-{step:06}"]
     assert f"saved at step {step} of 100000" in log
     assert "run the same command again to go on" in log
 

@@ -30,7 +30,9 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
         recipe="00" * 32,
         model=ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=16, seq_len=32, dropout=0.1),
         optim=OptimConfig(name="muon", warmup_steps=3),
-        train=TrainConfig(steps=24, batch_tokens=SEQUENCES * 32, eval_tokens=640, sample_every=0, **config),
+        train=TrainConfig(
+            steps=24, batch_tokens=SEQUENCES * 32, eval_tokens=640, final_eval_tokens=640, sample_every=0, **config
+        ),
         sources=(Source(tokens, 5),),
         checkpoints=root / "checkpoints",
         metrics=root / "metrics.jsonl",
@@ -168,6 +170,21 @@ def test_killed_in_the_middle_of_going_back(
         weights.append(Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256)
     assert weights[0] == weights[1]
     assert rows(calm) == rows(killed)
+
+
+def test_the_best_survives_going_back_to_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
+    """Step 8 is evaluated after its checkpoint was saved; from 9 to 12 all is bad, and the run goes back to 8."""
+    bad |= set(range(8, 14))
+    known = []
+
+    def tell(kind: str, row: dict[str, Any]) -> None:
+        if kind == "rollback":
+            known.append((row["step"], trainer.best))
+
+    trainer = Trainer(job(tiny_folder, tmp_path, eval_every=4, checkpoint_every=0), tell)
+    trainer.run()
+    (eighth,) = (row for row in rows(tmp_path) if row["step"] == 8 and "val_loss" in row)
+    assert known[0] == (9, checkpoints.Best(8, eighth["val_loss"], 640))
 
 
 def test_what_never_ends_is_refused(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:

@@ -20,7 +20,6 @@ try:
 except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-FEWEST_PIECES = 4  # for each window; text of the web has about two
 WIDEST_HEAD = 256  # that flash-attention takes; it also wants a multiple of 8
 
 
@@ -36,14 +35,17 @@ def _causal() -> Callable[..., Any] | None:
 _VARLEN: Any = _causal()
 
 
-def ends_of(boundaries: NDArray[np.int64], sequences: int, seq_len: int) -> NDArray[np.int32]:
+def ends_of(
+    boundaries: NDArray[np.int64], sequences: int, seq_len: int, documents_per_window: float = 1.0
+) -> NDArray[np.int32]:
     """The `documents` of a batch of `sequences` windows, in which documents begin at `boundaries`, in any order.
 
-    The last end is repeated until the pieces are a power of two, and at least four for each window: each shape is
-    compiled separately, which takes a minute, and a piece without tokens costs nothing.
+    The last end is repeated until the pieces are a power of two, at least twice as many as batches have on average and
+    eight more: each shape is compiled separately, which takes a minute, and a piece without tokens costs nothing.
     """
     ends = np.unique(np.concatenate([np.arange(sequences + 1) * seq_len, boundaries])).astype(np.int32)
-    pieces = 1 << (max(len(ends) - 1, FEWEST_PIECES * sequences) - 1).bit_length()
+    least = int(2 * sequences * (1 + documents_per_window)) + 8
+    pieces = 1 << (max(len(ends) - 1, least) - 1).bit_length()
     return np.pad(ends, (0, pieces + 1 - len(ends)), mode="edge")
 
 

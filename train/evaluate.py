@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.documents import ends_of
+from train.memory import is_out_of_memory
 from train.model import Model
 from train.windows import FolderWindows
 from train.world import World
@@ -76,15 +77,17 @@ def evaluate(
         tokens, documents = torch.from_numpy(rows.astype(np.int64)), None
         if document_mask:
             boundaries = windows.boundaries(first, np.arange(count))
-            documents = torch.from_numpy(ends_of(boundaries, count, seq_len)).to(device)
+            ends = ends_of(boundaries, count, seq_len, windows.documents_per_window)
+            documents = torch.from_numpy(ends).to(device)
         whole = count == batch_size or model.compiled_hidden is None
         # a rest has a shape of its own, and to compile it takes longer than to compute it
         stance = nullcontext() if whole else torch.compiler.set_stance("force_eager")
         try:
             with autocast(), stance:
-                losses.append(model.loss(tokens[:, :-1].to(device), tokens[:, 1:].to(device), documents))
-        except torch.OutOfMemoryError:
-            if count == 1:
+                there = tokens.to(device)  # cut there: training has these strides, and others would be compiled again
+                losses.append(model.loss(there[:, :-1], there[:, 1:], documents))
+        except RuntimeError as error:
+            if count == 1 or not is_out_of_memory(error):
                 raise
             batch_size = -(-count // 2)
             logger.warning("evaluation: out of memory with %d sequences at once: going on with %d", count, batch_size)

@@ -184,7 +184,7 @@ class TokenLoader:
                         faults, cold_until = found, position + COLD * stride
                     if self._documents:
                         boundaries = windows.boundaries(position, np.arange(count))
-                        slot.boundaries = ends_of(boundaries, count, windows.seq_len)
+                        slot.boundaries = ends_of(boundaries, count, windows.seq_len, windows.documents_per_window)
                     slot.send()
                     position += stride
                     filled.append(slot)

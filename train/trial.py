@@ -72,7 +72,7 @@ class Trial:
         ids = torch.randint(self.model.vocab_size, (size, seq_len + 1), device=self.device)
         documents = None
         if self.train.document_mask:  # as many as text has, about: an end every 512 tokens
-            ends = ends_of(np.arange(0, size * seq_len, 512), size, seq_len)
+            ends = ends_of(np.arange(0, size * seq_len, 512), size, seq_len, seq_len / 512)
             documents = torch.from_numpy(ends).to(self.device)
         return Batch(ids[:, :-1], ids[:, 1:], documents)
 

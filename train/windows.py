@@ -33,9 +33,13 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Windows(Protocol):
-    """Windows by position, for ever. `count` is how many an epoch has, `dtype` that of one token."""
+    """Windows by position, for ever. `count` is how many an epoch has, `dtype` that of one token.
+
+    `documents_per_window` is how many documents begin in one, on average.
+    """
 
     count: int
+    documents_per_window: float
     seq_len: int
     dtype: np.dtype[np.unsignedinteger]
 
@@ -95,6 +99,7 @@ class FolderWindows:
                 "prepare more text, or choose a smaller model.seq_len",
             )
         self.fingerprint, self.tokenizer = fingerprint, tokenizer
+        self.documents_per_window = sum(shard.header.documents for shard in stream.shards) / self.count
         self._stream = stream
         self._order = WindowOrder(self.count, seed, order)
         self._views: list[Tokens] = []  # of each shard, the windows that lie in it whole: one index finds a window
@@ -206,6 +211,8 @@ class Mixture:
         shares, period = self._interleave.shares, self._interleave.period
         rounds = max(-(-folder.count // share) for folder, share in zip(folders, shares, strict=True))
         self.count, self.seq_len, self.dtype = rounds * period, folders[0].seq_len, folders[0].dtype
+        each = zip(folders, shares, strict=True)
+        self.documents_per_window = sum(folder.documents_per_window * share for folder, share in each) / period
 
     def read(self, position: int, rows: Sequence[Tokens]) -> None:
         """Fill `rows` from `position` on."""

@@ -37,7 +37,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     qkv_bias: bool | None = None  # unset: biased for gpt2; modern has none
     rope_theta: Annotated[float, Meta(gt=0, le=1e9)] = 10_000.0
     init: Literal["family", "torch"] = "family"  # torch: what nn.Linear and nn.Embedding draw by themselves
-    residual: Annotated[Literal["fp32", "autocast"], Meta(extra={"neutral": "fp32"})] = "fp32"  # the type of the stream
+    residual: Annotated[Literal["fp32", "bf16"], Meta(extra={"neutral": "fp32"})] = "fp32"  # bf16: where autocast is
 
     @property
     def is_tied(self) -> bool:

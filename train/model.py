@@ -34,6 +34,11 @@ def norm(config: ModelConfig, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=1e-5) if config.family == "gpt2" else RMSNorm(width, eps=1e-6)
 
 
+def _autocasts_to_bf16(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.bfloat16
+
+
 class Attention(nn.Module):
     """Causal self-attention. q, k and v are separate matrices: Muon orthogonalises each for itself."""
 
@@ -148,8 +153,8 @@ class Model(nn.Module):
             rope = self.rope_cos[:T, None].type_as(x), self.rope_sin[:T, None].type_as(x)
         else:
             x = x + self.positions.weight[:T]
-        if self.config.residual == "autocast" and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.config.residual == "bf16" and _autocasts_to_bf16(x):  # fp16 has not the range for it
+            x = x.to(torch.bfloat16)
         x = self.dropout(x)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():

@@ -138,14 +138,15 @@ class Terminal:
     def _end(self, row: Row) -> None:
         energy = f"; {row['energy_kwh']:.3g} kWh" if "energy_kwh" in row else ""
         cost = f", cost {row['cost']:.2f}" if "cost" in row else ""
-        graphs = f"; {row['graphs']} graphs compiled" if row["graphs"] else ""
         self._log.print(
             Text("trained   ", style="bold green").append(
                 f"{_count(row['tokens'])} tokens in {_clock(3600 * row['hours'])}, {_count(row['tok_per_s'])} tok/s, "
-                f"{row['memory_gb']:.1f} GB{energy}{cost}{graphs}",
+                f"{row['memory_gb']:.1f} GB{energy}{cost}",
                 style="not bold default",
             )
         )
+        if row["graphs"]:
+            self._log.print(f"{'':<9} {row['graphs']} graphs compiled")
 
     def _eval(self, row: Row) -> None:
         loss = f"{row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte ({_count(row['val_tokens'])} tokens)"

@@ -249,15 +249,16 @@ class Trainer:
     def _look(self) -> None:
         """Evaluate and sample, where this step is due for it. What a run resumes from comes again, with the same rows.
 
-        Each evaluation is over the same tokens, so that the losses can be compared; the last step has one over more.
+        Each evaluation is over the same tokens, so that the losses can be compared; the last step has one over more,
+        where validation has more.
         """
         train, last = self.job.train, self.step == self.steps
         if is_due(self.step, train.eval_every) or last or self.step == 0:
             found = self._evaluate(train.eval_tokens)
             if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
                 self._compare(Best(self.step, found.loss, found.tokens))
-        if last and train.final_eval_tokens != train.eval_tokens:
-            self._evaluate(train.final_eval_tokens)
+            if last and found.tokens < self.sources.evaluated_tokens(train.final_eval_tokens):
+                self._evaluate(train.final_eval_tokens)
         if self.step and (is_due(self.step, train.sample_every) or last):
             self._sample()
 

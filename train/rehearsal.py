@@ -79,8 +79,8 @@ def rehearse(
 def evaluation_tokens(train: TrainConfig, steps: int, val_tokens: int) -> int:
     """How many tokens all evaluations of a run of `steps` read together, where validation has `val_tokens`."""
     count = 1 + (-(-steps // train.eval_every) if train.eval_every else 1)
-    final = train.final_eval_tokens if train.final_eval_tokens != train.eval_tokens else 0
-    return count * min(train.eval_tokens, val_tokens) + min(final, val_tokens)
+    short, final = min(train.eval_tokens, val_tokens), min(train.final_eval_tokens, val_tokens)
+    return count * short + (final if final > short else 0)
 
 
 class _Timed(NamedTuple):

@@ -1,6 +1,6 @@
 """What a run learns from and is measured on: one token folder, or several in a mixture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,10 @@ class OpenSources:
         windows = [FolderWindows.of(folder, "train", self._seq_len, train.seed, train.order) for folder in self.folders]
         return Mixture(windows, self._weights) if len(windows) > 1 else windows[0]
 
+    def evaluated_tokens(self, eval_tokens: int) -> int:
+        """How many targets `measure` reads when it is asked for `eval_tokens`: whole windows, at most all there are."""
+        return sum(tokens for _, _, tokens in self._validation(eval_tokens))
+
     def measure(
         self,
         model: Model,
@@ -61,14 +65,19 @@ class OpenSources:
         world: World | None = None,
     ) -> Evaluation:
         """The validation loss over the first `eval_tokens` targets, of each folder as many as is its share; 0: all."""
-        interleave, found = Interleave(self._weights), {}
+        found = {}
         measure = partial(evaluate, model, document_mask=document_mask, world=world)
+        for folder, windows, tokens in self._validation(eval_tokens):
+            found[folder.path.name] = measure(windows, folder.tokenizer.byte_lengths, tokens, batch_size, autocast)
+        return together(found)
+
+    def _validation(self, eval_tokens: int) -> Iterator[tuple[TokenFolder, FolderWindows, int]]:
+        """Each folder's validation, and how many targets of it are its share of `eval_tokens`."""
+        interleave = Interleave(self._weights)
         for folder, share in zip(self.folders, interleave.shares, strict=True):
             windows = FolderWindows.of(folder, "val", self._seq_len, 0, "sequential")
-            tokens = eval_tokens * share // interleave.period if eval_tokens else windows.count * self._seq_len
-            lengths = folder.tokenizer.byte_lengths
-            found[folder.path.name] = measure(windows, lengths, tokens, batch_size, autocast)
-        return together(found)
+            asked = max(1, eval_tokens * share // interleave.period // self._seq_len)
+            yield folder, windows, self._seq_len * (min(windows.count, asked) if eval_tokens else windows.count)
 
 
 def _require_window(folder: TokenFolder, split: Split, seq_len: int, way: str) -> None:

@@ -119,6 +119,7 @@ def smoke(setup: Setup) -> Row:
         step_ms.append(taken)
         figures |= {f"{kind}_step_ms": round(min(taken[1:]), 2), f"{kind}_loss": round(found[-1], 5)}
         figures |= {f"{kind}_memory_gb": round(memory_used(step.device) / 1e9, 3)}
+        figures["graphs"] = compiled_graphs(step.stepper.model)
         still = [each for each in (step.stepper.model.compiled_hidden, step.stepper.model.compiled_softmax) if each]
         del step
         gc.collect()
@@ -129,7 +130,6 @@ def smoke(setup: Setup) -> Row:
         "steps": SMOKE_STEPS,
         "loss_difference_most": round(max(abs(a - b) for a, b in zip(*losses, strict=True)), 7),
         "compile_s": round((step_ms[1][0] - min(step_ms[1][1:])) / 1000, 2),
-        "graphs": compiled_graphs(),
         "stayed_compiled": bool(still) and all(getattr(each, "is_compiled", False) for each in still),
         **figures,
     }

@@ -16,7 +16,7 @@ from train.metrics import read_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONGEST = 240.0
-GRAPHS = re.compile(r"; [34] graphs compiled")  # the layers in training and evaluation, the loss in one shape or in two
+GRAPHS = re.compile(r" [34] graphs compiled")  # the layers in training and evaluation, the loss in one shape or in two
 RECIPE = """
 [corpus]
 kind = "files"

@@ -15,8 +15,6 @@ from pipeline import doctor
 from pipeline.cli import main
 from train.gpus import Gpu, ask_torch
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 def lines(home: Path, code: int = 0) -> list[str]:
     """What doctor prints of GPUs, the advice below included."""
@@ -39,7 +37,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> "type[Machine]":
 def test_one_gpu(machine: type[Machine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine().stand_in(monkeypatch)
     found = lines(tmp_path)
-    assert "\n".join(found) in (ROOT / "docs" / "training.md").read_text()
     assert found == [
         "ok       cuda      torch 2.13.0+cu130 for CUDA 13.0, driver 580.95.05 for CUDA up to 13.0",
         "ok       gpu       cuda:0, NVIDIA GeForce RTX 3090, 24.0 of 25.8 GB free, capability 8.6",

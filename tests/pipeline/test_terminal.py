@@ -95,11 +95,12 @@ def test_a_ramp_says_where_it_leads(terminal: Terminal, capsys: pytest.CaptureFi
 
 def test_the_end_sums_up(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     end = {"step": 7629, "tokens": 1_999_896_576, "hours": 11.09, "tok_per_s": 50_093.4, "memory_gb": 21.43}
-    terminal.training("end", end)
-    terminal.training("end", {**end, **ENERGY})
+    terminal.training("end", {**end, "graphs": 0})
+    terminal.training("end", {**end, "graphs": 3, **ENERGY})
     assert lines(capsys) == [
         "trained   2.0G tokens in 11:05:24, 50.1k tok/s, 21.4 GB",
         "trained   2.0G tokens in 11:05:24, 50.1k tok/s, 21.4 GB; 4.35 kWh, cost 1.31",
+        "          3 graphs compiled",
     ]
 
 

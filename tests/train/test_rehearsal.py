@@ -14,7 +14,7 @@ from train.rehearsal import evaluation_tokens
         (0, 300, 10_000, 2 * 100 + 300),
         (20, 100, 10_000, 4 * 100),  # the last of them is the final one as well
         (20, 300, 250, 4 * 100 + 250),
-        (20, 300, 60, 4 * 60 + 60),
+        (20, 300, 60, 4 * 60),  # the last of them has read all of it
     ],
 )
 def test_all_evaluations_are_counted(every: int, final: int, val_tokens: int, expected: int) -> None:

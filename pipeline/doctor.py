@@ -93,7 +93,7 @@ def _gpus() -> list[Check]:
         build = ask_torch_apart()
     except (subprocess.SubprocessError, msgspec.DecodeError) as error:
         failed = getattr(error, "stderr", b"") or str(error).encode()
-        said = failed.decode(errors="replace").strip().splitlines()[-1]
+        said = (failed.decode(errors="replace").strip() or "nothing").splitlines()[-1]
         again = "install it again: .venv/bin/pip install --force-reinstall -c constraints.txt torch"
         return [Check("gpu", "bad", f"torch does not say what it can use: {said}", again)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

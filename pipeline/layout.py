@@ -93,8 +93,13 @@ class Layout(NamedTuple):
         return self.home / "compiled"
 
     def keep_compiled(self) -> None:
-        """Have torch keep what it compiles under this home, unless the user has named another place for it."""
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.compiled.absolute()))
+        """Have torch keep what it compiles under this home, unless the user has named another place for it.
+
+        Nor where it could not be written: torch would fail, and not only when it compiles.
+        """
+        place = next(path for path in (self.compiled, *self.compiled.absolute().parents) if path.exists())
+        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.compiled.absolute()))
 
     def receipt(self, stage: str, target: str) -> Path:
         """The receipt of a stage that has no folder of its own to put it in."""

@@ -13,7 +13,7 @@ from pipeline.config import Recipe
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
 from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
-from shards.fingerprint import differences, fingerprint, identity
+from shards.fingerprint import Difference, differences, fingerprint, identity
 from shards.manifest import Manifest, decode, encode
 from train.config import DeviceName, neutral_tables
 
@@ -121,7 +121,8 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
         raise RefusedError(
             f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
             "going on with other settings would be neither the one run nor the other",
-            "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
+            _as_before(found)
+            + "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
         )
 
 
@@ -223,6 +224,17 @@ def sample(
     tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
     trained = load_trained(wanted, tokenizer.vocab_size, place, best=best)
     return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
+
+
+def _as_before(found: list[Difference]) -> str:
+    """The settings with which the run resumes; nothing where it was made from other tokens."""
+    if any(each.before is None or not each.field.startswith(("model.", "optim.", "train.")) for each in found):
+        return ""
+    words = {
+        each.field: each.before if isinstance(each.before, str) else msgspec.json.encode(each.before).decode()
+        for each in found
+    }
+    return " ".join(f"--set {field}={word}" for field, word in words.items()) + " to resume it, "
 
 
 def _pin(folder: Path, weight: float) -> PinnedFolder:

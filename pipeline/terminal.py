@@ -99,7 +99,8 @@ class Terminal:
             self._log.print(Text(rest))
 
     def _start(self, row: Row) -> None:
-        begins = f"goes on at step {row['step']:,}" if row["step"] else f"{row['steps']:,} steps"
+        steps = f"{row['steps']:,}"
+        begins = f"resumes at step {row['step']:,} of {steps}, steps" if row["step"] else f"{steps} steps"
         self._log.print(
             Text("train     ", style="bold green").append(
                 f"{row['family']}, {row['parameters']:,} parameters, {row['precision']} on {row['device']}",

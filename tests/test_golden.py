@@ -98,6 +98,16 @@ def test_the_run_is_resumed_to_the_same_end() -> None:
     assert {path.name for path in (RUN / "checkpoints").glob("step-*")} == {"step-000003", "step-000006"}
 
 
+def test_what_is_not_repeated_is_kept() -> None:
+    """With another cadence the resumed step is not evaluated again, nor sampled from."""
+    rows, samples = results(RUN / "metrics.jsonl"), results(RUN / "samples.jsonl")
+    stop_in_the_middle()
+    run("train", "golden.toml", *ON_THE_CPU, "--set", "train.eval_every=0", "--set", "train.sample_every=0")
+    evaluated = [row["step"] for row in results(RUN / "metrics.jsonl") if "val_loss" in row]
+    assert evaluated == [row["step"] for row in rows if "val_loss" in row] == [0, 3, 6]
+    assert [row["step"] for row in results(RUN / "samples.jsonl")] == [row["step"] for row in samples]
+
+
 def test_the_run_is_evaluated_and_sampled_from() -> None:
     golden = json.loads((RUN / "evaluation.json").read_text())["result"]
     (RUN / "evaluation.json").unlink()

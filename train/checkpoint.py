@@ -68,8 +68,8 @@ class Checkpoint(NamedTuple):
 
 
 def better(best: Best | None, found: Best) -> Best:
-    """The lower loss of both; `found` too when the other was measured over another number of tokens."""
-    if best is None or best.val_tokens != found.val_tokens:
+    """The lower loss of both; `found` too when the other is of the same step, or of another number of tokens."""
+    if best is None or best.step == found.step or best.val_tokens != found.val_tokens:
         return found
     return min(best, found, key=lambda each: each.val_loss)
 
@@ -90,7 +90,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def mark_best(folder: Path, best: Best) -> None:
-    """Publish `best` beside the checkpoints. That of its step may still be on its way there."""
+    """Publish `best` beside the checkpoints, where that of its step is."""
     publish_bytes(make_folder(folder) / BEST, encode(best))
 
 

@@ -32,7 +32,8 @@ def pick_device(wanted: DeviceName = "auto") -> torch.device:
         raise HostError(
             "train.device is cuda, and this machine has no NVIDIA GPU or no driver for it",
             f"torch {build.version} says: {build.error}",
-            f"install NVIDIA's driver; in a container, give it the GPU (docker run --gpus all); or {ON_THE_CPU}",
+            ("" if build.cuda else "install a build of torch for CUDA, and ")
+            + f"install NVIDIA's driver; in a container, give it the GPU (docker run --gpus all); or {ON_THE_CPU}",
         )
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

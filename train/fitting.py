@@ -7,9 +7,11 @@ wrong in it, the run trains with an estimate.
 import logging
 import math
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import msgspec
 import torch
 
 from shards.atomic import make_folder, publish_bytes
+from shards.errors import MillpondError
 from train.compile import wants_compile
-from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.config import ModelConfig, OptimConfig, Size, TrainConfig
 from train.device import device_name, memory_used, resolve_precision
 from train.model import Model
 from train.ramp import Ramp
@@ -56,8 +59,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fit"):
     """Sequences at once, in training and in evaluation, and the tokens a second that each size tried gave."""
 
-    micro_batch: int
-    eval_batch: int
+    micro_batch: Size
+    eval_batch: Size
     rates: dict[int, float] = {}
     eval_rates: dict[int, float] = {}
 
@@ -121,7 +124,7 @@ def best_fit(
     )
     known = _read(cache)
     for each in known:
-        if each.case == case:
+        if each.case == case and sequences % each.fit.micro_batch == 0:
             return each.fit
     logger.info("finding the micro-batch for this GPU and model: a few minutes, once")
     found = in_child(measure, model, optim, train, vocab_size, str(device), max(1, guess // 4))
@@ -133,8 +136,11 @@ def best_fit(
         )
         return Fit(micro_batch=guess, eval_batch=guess)
     if cache is not None:
-        make_folder(cache.parent)
-        publish_bytes(cache, msgspec.json.format(msgspec.json.encode([*known, _Known(case, found)])) + b"\n")
+        try:
+            make_folder(cache.parent)
+            publish_bytes(cache, msgspec.json.format(msgspec.json.encode([*known, _Known(case, found)])) + b"\n")
+        except MillpondError as error:
+            logger.warning("the micro-batch will be measured again next time: %s", error)
     return found
 
 
@@ -149,7 +155,9 @@ def in_child(work: Callable[..., Fit | Failed], *arguments: Any, patience: float
     try:
         child.start()
         theirs.close()
-        while ours.poll(patience):
+        while wait([ours, child.sentinel], patience):
+            if not ours.poll():
+                raise EOFError  # it has died, and a process that it had started holds the other end
             message: Tried | Fit | Failed = msgspec.json.decode(ours.recv_bytes(), type=Tried | Fit | Failed)
             if not isinstance(message, Tried):
                 return message
@@ -158,6 +166,8 @@ def in_child(work: Callable[..., Fit | Failed], *arguments: Any, patience: float
     except EOFError:
         child.join(10)
         return Failed(f"the process that measures ended with exit code {child.exitcode}")
+    except msgspec.MsgspecError as error:
+        return Failed(f"the process that measures gave no valid answer: {error}")
     except OSError as error:
         return Failed(f"no process could be started: {error}")
     finally:
@@ -256,14 +266,17 @@ def estimated_micro_batch(
 def _answer(connection: Connection, work: Callable[..., Fit | Failed], arguments: tuple[Any, ...]) -> None:
     """The child: send what `work` tells, then its answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this process
+    os.dup2(2, 1)  # stdout is the parent's answer, which a program may read
 
     def send(message: Tried | Fit | Failed) -> None:
         connection.send_bytes(msgspec.json.encode(message))
 
     try:
-        send(work(send, *arguments))
+        answer = work(send, *arguments)
     except Exception as error:
-        send(Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        answer = Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    with suppress(OSError):  # the parent is gone
+        send(answer)
 
 
 def _report(tried: Tried) -> None:
@@ -287,5 +300,5 @@ def _read(cache: Path | None) -> list[_Known]:
     """What is known; nothing when the file is missing or of another version: then it is measured again."""
     try:
         return [] if cache is None else msgspec.json.decode(cache.read_bytes(), type=list[_Known])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, msgspec.MsgspecError):
         return []

@@ -111,8 +111,8 @@ class Trainer:
         train = self.job.train
         last_step = self.step if self.position else -1
         with (
-            self._rows(self.job.metrics, last_step, "val_loss") as self.metrics,
-            self._rows(self.job.samples, last_step, "text") as self.samples,
+            self._rows(self.job.metrics, last_step, "val_loss" if self._evaluates else "") as self.metrics,
+            self._rows(self.job.samples, last_step, "text" if self._samples else "") as self.samples,
             self._loader() as loader,
             self.meter,
             caught_signals() as caught,
@@ -246,6 +246,14 @@ class Trainer:
         self.meter.begin(self.step, self.tokens, loader.stats())
         self.emit("rollback", {**row, "reason": reason})
 
+    @property
+    def _evaluates(self) -> bool:
+        return is_due(self.step, self.job.train.eval_every) or self.step in (0, self.steps)
+
+    @property
+    def _samples(self) -> bool:
+        return self.step > 0 and (is_due(self.step, self.job.train.sample_every) or self.step == self.steps)
+
     def _look(self) -> None:
         """Evaluate and sample, where this step is due for it. What a run resumes from comes again, with the same rows.
 
@@ -253,13 +261,13 @@ class Trainer:
         where validation has more.
         """
         train, last = self.job.train, self.step == self.steps
-        if is_due(self.step, train.eval_every) or last or self.step == 0:
+        if self._evaluates:
             found = self._evaluate(train.eval_tokens)
             if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
                 self._compare(Best(self.step, found.loss, found.tokens))
             if last and found.tokens < self.sources.evaluated_tokens(train.final_eval_tokens):
                 self._evaluate(train.final_eval_tokens)
-        if self.step and (is_due(self.step, train.sample_every) or last):
+        if self._samples:
             self._sample()
 
     def _evaluate(self, tokens: int) -> Evaluation:
@@ -279,9 +287,13 @@ class Trainer:
         return found
 
     def _compare(self, found: Best) -> None:
-        """Mark this step as the best when it is: its checkpoint was saved before that could be known."""
+        """Mark this step as the best when it is: its checkpoint was saved before that could be known.
+
+        Only once that is published: the mark before is of a checkpoint that is there.
+        """
         self.best = checkpoints.better(self.best, found)
         if self.best.step == self.step and self.world.is_first:
+            self.saver.wait()
             checkpoints.mark_best(self.job.checkpoints, self.best)
 
     def _sample(self) -> None:

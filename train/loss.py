@@ -19,7 +19,8 @@ def linear_cross_entropy(
     vocab_size: int,
     softmax: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The mean cross-entropy in nats, () fp32, of `hidden` (N, D) @ `weight` (V, D).T against `targets` (N,) int64.
+    """The mean cross-entropy in nats, () fp32, of `hidden` (N, D) @ `weight` (V, D).T against `targets` (N,) int64,
+    each below `vocab_size`.
 
     Rows of `weight` from `vocab_size` on are padding: nothing is predicted by them and they get no gradient. Chunks of
     rows; the gradients are made in the forward pass, while a chunk's probabilities are there, and only scaled in the

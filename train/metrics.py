@@ -16,7 +16,7 @@ Row = dict[str, Any]
 class RowLog:
     """A file of rows that each have a `step`. Rows after `last_step` are dropped: that part of the run comes again.
 
-    So are the rows of `last_step` that have the field `repeated`: they are written after the checkpoint of their step.
+    So are the rows of `last_step` that have the field `repeated`, which come again as well; "" when none do.
     """
 
     def __init__(self, path: Path, last_step: int, repeated: str) -> None:

@@ -255,7 +255,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("data/bench/results.jsonl"))
     parser.add_argument("--profile", type=Path, metavar="FILE", help="where step writes the profiler's table")
     parser.add_argument("--small", action="store_true")
-    session = Session(parser.parse_args())
+    arguments = parser.parse_args()
+    if not (arguments.small or torch.cuda.is_available()):
+        parser.error("this machine has no GPU that torch can use (millpond doctor); --small tries the command on a CPU")
+    session = Session(arguments)
     common = session.common
     print(f"{common['card']}, driver {common['driver']}, torch {common['torch']}, CUDA {common['cuda']}", flush=True)
     try:

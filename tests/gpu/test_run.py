@@ -104,7 +104,7 @@ def test_killed_and_resumed_it_learns_the_same(place: Place, whole: str) -> None
             process.kill()
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL
-    assert "goes on at step" in place.train("killed")
+    assert "resumes at step" in place.train("killed")
     found, expected = place.rows("killed"), place.rows("whole")
     assert list(found) == list(expected)
     assert list(found.values()) == pytest.approx(list(expected.values()), abs=0.05)

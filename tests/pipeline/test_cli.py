@@ -90,7 +90,8 @@ def test_another_recipe_under_the_same_name(home: Path, tiny_toml: Path) -> None
         "  model.n_layer: 2 -> 3",
         "  optim.lr: 0.025 -> 0.01",
         "going on with other settings would be neither the one run nor the other",
-        "to mend: --name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
+        "to mend: --set model.n_layer=2 --set optim.lr=0.025 to resume it, "
+        "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
     ]
 
 

@@ -21,3 +21,11 @@ def test_what_was_compiled_is_kept_for_all_verbs(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     Layout(tmp_path).keep_compiled()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+
+
+def test_nothing_is_kept_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch fails in a folder that it cannot make, even where nothing is compiled."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "compiled").write_text("no folder")
+    Layout(tmp_path).keep_compiled()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ

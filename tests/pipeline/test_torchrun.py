@@ -99,7 +99,7 @@ def test_stopped_and_run_again(tiny_toml: Path, tmp_path: Path, whom: str) -> No
     again = torchrun(*options)
     log = ended(again)
     assert again.returncode == 0, log
-    assert f"goes on at step {saved} of" in log
+    assert f"resumes at step {saved} of" in log
     steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if "loss" in row]
     assert steps == list(range(1, 121))
     assert not litter(tmp_path)

@@ -35,6 +35,24 @@ def segfaults(tell: Tell) -> Fit | Failed:
     raise AssertionError
 
 
+def leaves_a_child(tell: Tell) -> Fit | Failed:
+    """What it has started holds the pipe open when it dies."""
+    if os.fork():
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(20)
+    os._exit(0)
+
+
+def answers_nonsense(tell: Tell) -> Fit | Failed:
+    return Fit(micro_batch=4, eval_batch=4, rates={4: float("nan")})
+
+
+def prints(tell: Tell) -> Fit | Failed:
+    print("a word of a library")
+    os.write(1, b"and of its C code\n")
+    return Fit(micro_batch=4, eval_batch=4)
+
+
 def hangs(tell: Tell) -> Fit | Failed:
     time.sleep(600)
     raise AssertionError

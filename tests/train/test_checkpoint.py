@@ -101,6 +101,8 @@ def test_better_is_lower_over_the_same_tokens() -> None:
     assert better(first, Best(20, 2.5, 640)) == first
     assert better(first, Best(20, 2.4, 640)).step == 20
     assert better(first, Best(20, 2.6, 6400)).step == 20
+    again = Best(first.step, 2.6, 640)  # of the same step: what was measured last
+    assert better(first, again) == again
 
 
 def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_real_steps_in_a_process_of_its_own(caplog: pytest.LogCaptureFixture) ->
         (finder_work.raises, "ValueError: Expected a torch.device with a specified index"),
         (finder_work.out_of_memory, "OutOfMemoryError: CUDA out of memory"),
         (finder_work.imports, "ModuleNotFoundError: No module named 'no_such_module'"),
+        (finder_work.leaves_a_child, "ended with exit code -9"),
+        (finder_work.answers_nonsense, "no valid answer"),
         (finder_work.segfaults, "ended with exit code -11"),
         (finder_work.hangs, "no answer for 3 s"),
     ],
@@ -81,6 +83,14 @@ def test_a_child_that_fails_says_why(work: Callable[..., Fit | Failed], reason: 
     found = in_child(work, patience=3.0 if work is finder_work.hangs else 60.0)
     assert isinstance(found, Failed)
     assert reason in found.reason
+
+
+def test_the_child_leaves_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is the command's answer: evaluate --json is read by programs."""
+    assert in_child(finder_work.prints) == Fit(micro_batch=4, eval_batch=4)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "a word of a library" in err and "and of its C code" in err
 
 
 @pytest.fixture
@@ -116,9 +126,23 @@ def test_what_was_found_is_remembered_for_the_same_case(
     assert find(msgspec.structs.replace(TRAIN, document_mask=True)) == 1
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 24 << 30))  # another process has come
     assert find() == 0
-    cache.write_text("not JSON")
-    answers.append(Fit(micro_batch=4, eval_batch=8))
-    assert find() == 0
+    known = cache.read_bytes()
+    for damaged in (b"not JSON", b'[{"\xff": 1}]', known.replace(b'"micro_batch": 4', b'"micro_batch": 0'),
+                    known.replace(b'"micro_batch": 4', b'"micro_batch": 5')):  # fmt: skip
+        cache.write_bytes(damaged)
+        answers.append(Fit(micro_batch=4, eval_batch=8))
+        assert find() == 0, damaged
+
+
+def test_an_answer_that_cannot_be_kept_is_used(
+    said_to_be_there: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In somebody else's home, which can be read."""
+    (tmp_path / "home").write_text("no folder")
+    found = Fit(micro_batch=4, eval_batch=8)
+    monkeypatch.setattr("train.fitting.in_child", lambda *_: found)
+    assert best_fit(MODEL, OptimConfig(), TRAIN, 100, said_to_be_there, tmp_path / "home" / "fits.json") == found
+    assert "will be measured again next time" in caplog.text
 
 
 @pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 1)], ids=str)

@@ -14,6 +14,7 @@ import pytest
 from harness import command, millpond, results
 
 from shards import CorruptError, OutOfTime, RefusedError
+from train import checkpoint as checkpoints
 from train import loop, sources
 from train.checkpoint import BEST, Best, load_best, load_latest, save, step_of, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
@@ -263,6 +264,27 @@ def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
     trainer = Trainer(again, spoil)
     assert trainer.run() == whole
     assert [step_of(path) for path in steps(tmp_path / "again")] == [best, 40]
+
+
+def test_the_best_is_marked_once_its_checkpoint_is_there(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a run that is killed between the two has lost the best one from before."""
+    there: list[bool] = []
+    mark = checkpoints.mark_best
+
+    def slowly(*arguments: Any) -> Path:
+        time.sleep(0.3)
+        return save(*arguments)
+
+    def marked(folder: Path, best: Best) -> None:
+        there.append(best.step in map(step_of, steps(folder)))
+        mark(folder, best)
+
+    monkeypatch.setattr(checkpoints, "save", slowly)
+    monkeypatch.setattr(checkpoints, "mark_best", marked)
+    Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+    assert there and all(there)
 
 
 def test_a_damaged_best_is_best_no_more(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,7 +50,7 @@ bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
 	@.venv/bin/python -P tests/benchmarks/loader.py
 	@.venv/bin/python -P tests/benchmarks/train.py
 
-bench-gpu: .venv/dev ## Measure one GPU in four parts, each at most eight minutes (PART=smoke|step|loader|recipes)
+bench-gpu: .venv/dev ## Measure one GPU (PART=smoke|step|loader|recipes)
 	@.venv/bin/python -P tests/benchmarks/gpu.py $(if $(PART),--part $(PART)) $(settings)
 
 $(millpond): pyproject.toml constraints.txt

@@ -82,7 +82,10 @@ def _marks(kind: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
 
 def _require_finite(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{value} is no number to make a fingerprint of")
+        raise ConfigError(
+            f"a number of the recipe is non-finite: {value}",
+            "JSON, of which the fingerprint is made, has no such number",
+        )
     if isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             _require_finite(item)

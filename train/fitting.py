@@ -23,12 +23,12 @@ from shards.errors import MillpondError
 from train.compile import wants_compile
 from train.config import ModelConfig, OptimConfig, Size, TrainConfig
 from train.device import device_name, memory_used, resolve_precision
+from train.memory import HEADROOM, cap_memory, cuda_memory
 from train.model import Model
 from train.ramp import Ramp
 from train.trial import Trial
 
 logger = logging.getLogger(__name__)
-HEADROOM = 0.08  # of the free memory is left alone: what else is on the GPU moves, and memory fragments
 NEAR_BEST = 0.98  # a rate this near the best is as good, and the smaller batch that has it leaves room
 MOST_EVALUATED = 256  # sequences: no GPU is faster with more
 PATIENCE = 600.0  # seconds without a word from the child, which compiles for a minute or two at a time
@@ -107,7 +107,7 @@ def best_fit(
     guess = estimated_micro_batch(sequences, parameters, model, vocab_size, device, precision)
     if train.micro_batch or device.type != "cuda":
         return Fit(micro_batch=train.micro_batch or guess, eval_batch=guess)
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = cuda_memory(device)
     case = Case(
         card=device_name(device),
         memory=total,
@@ -130,7 +130,8 @@ def best_fit(
     found = in_child(measure, model, optim, train, vocab_size, str(device), max(1, guess // 4))
     if isinstance(found, Failed):
         logger.warning(
-            "the micro-batch could not be measured: %s\nestimated instead: %d sequences; train.micro_batch=N sets it",
+            "the micro-batch could not be measured: %s\n"
+            "estimated instead: %d sequences; to choose it: --set train.micro_batch=N",
             found.reason,
             guess,
         )
@@ -206,16 +207,6 @@ def measure(
     return Fit(micro_batch=micro_batch, eval_batch=eval_batch, rates=rates, eval_rates=eval_rates)
 
 
-def cap_memory(device: torch.device) -> None:
-    """Let this process use what is free on a CUDA device, less the headroom: beyond it memory runs out at once.
-
-    Without a limit WSL2 moves what does not fit into host memory, and training is ten times slower without a word.
-    """
-    free, total = torch.cuda.mem_get_info(device)
-    index = torch.cuda.current_device() if device.index is None else device.index  # torch refuses a bare "cuda" here
-    torch.cuda.set_per_process_memory_fraction((1 - HEADROOM) * free / total, index)
-
-
 def search(sizes: list[int], start: int, rate: Callable[[int], float | None]) -> dict[int, float]:
     """The rate of each size tried: upwards from the last that is at most `start`, until it falls or does not fit.
 
@@ -255,7 +246,7 @@ def estimated_micro_batch(
     Bytes a token, in bf16: 43 for each layer and unit of width, and fp32 twice that. Weights, gradients and optimizer:
     16 bytes a parameter; the loss: 1.4 GB at GPT-2's vocabulary.
     """
-    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 << 30
+    memory = cuda_memory(device)[0] if device.type == "cuda" else 4 << 30
     width = 2 if precision is torch.float32 else 1
     a_token = width * 43 * model.n_layer * model.d_model
     room = int((memory * (1 - HEADROOM) - 16 * parameters - 28_000 * vocab_size) / (a_token * model.seq_len))

@@ -26,10 +26,11 @@ from train.device import (
     resolve_precision,
 )
 from train.evaluate import Evaluation
-from train.fitting import Fit, best_fit, cap_memory
+from train.fitting import Fit, best_fit
 from train.guard import Guard
 from train.job import Emit, Job, Result
 from train.loader import TokenLoader
+from train.memory import cap_memory
 from train.meter import Meter
 from train.metrics import NoLog, Row, RowLog
 from train.model import Model
@@ -120,7 +121,7 @@ class Trainer:
         ):
             self._remove_surplus()
             self._announce()
-            self._look()
+            self._evaluate_and_sample()
             self.meter.begin(self.step, self.tokens, loader.stats())
             while self.step < self.steps:
                 self.saver.check()
@@ -141,7 +142,7 @@ class Trainer:
                     if ending:
                         self.saver.wait()
                         raise ending
-                    self._look()
+                    self._evaluate_and_sample()
             self.saver.wait()
             self._remove_surplus()
             end: Row = {"step": self.step, "tokens": self.tokens, "graphs": compiled_graphs(self.model)}
@@ -254,8 +255,8 @@ class Trainer:
     def _samples(self) -> bool:
         return self.step > 0 and (is_due(self.step, self.job.train.sample_every) or self.step == self.steps)
 
-    def _look(self) -> None:
-        """Evaluate and sample, where this step is due for it. What a run resumes from comes again, with the same rows.
+    def _evaluate_and_sample(self) -> None:
+        """Where this step is due for it. A run that resumes from this step does it again, with the same rows.
 
         Each evaluation is over the same tokens, so that the losses can be compared; the last step has one over more,
         where validation has more.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # of logits at once, each of 4 bytes on the CPU and 2 on CUDA
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # of logits at once, in the type of the products
 
 
 def linear_cross_entropy(
@@ -36,7 +36,7 @@ def linear_cross_entropy(
 def softmax_(logits: Tensor) -> Tensor:
     """Replace `logits` (N, V) by their softmax; return its log-sum-exp, (N,) fp32.
 
-    Compiled, this is one kernel that reads and writes each logit once.
+    Compiled, this is one kernel, which works in place.
     """
     x = logits.float()
     top = x.amax(1, keepdim=True)

@@ -65,5 +65,5 @@ def test_fingerprints() -> None:
     assert fingerprint({"a": 1, "b": [1.5, "x"]}) == fingerprint({"b": [1.5, "x"], "a": 1})
     assert fingerprint({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
     for bad in ([float("nan")], (1.0, float("inf"))):
-        with pytest.raises(ConfigError, match="is no number to make a fingerprint of"):
+        with pytest.raises(ConfigError, match="a number of the recipe is non-finite: "):
             fingerprint({"a": bad})

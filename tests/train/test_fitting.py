@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.fitting import Failed, Fit, best_fit, cap_memory, choose, estimated_micro_batch, in_child, search
+from train.fitting import Failed, Fit, best_fit, choose, estimated_micro_batch, in_child, search
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32)
 TRAIN = TrainConfig(steps=1, batch_tokens=32 * 12)
@@ -143,17 +143,6 @@ def test_an_answer_that_cannot_be_kept_is_used(
     monkeypatch.setattr("train.fitting.in_child", lambda *_: found)
     assert best_fit(MODEL, OptimConfig(), TRAIN, 100, said_to_be_there, tmp_path / "home" / "fits.json") == found
     assert "will be measured again next time" in caplog.text
-
-
-@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 1)], ids=str)
-def test_the_limit_is_of_one_gpu(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """torch refuses a device without an index here."""
-    limits = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (12 << 30, 24 << 30))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given))
-    cap_memory(device)
-    assert limits == [(pytest.approx(0.46), device.index or 0)]
 
 
 def test_the_cpu_is_estimated_and_what_is_asked_is_kept(tmp_path: Path) -> None:

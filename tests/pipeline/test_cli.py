@@ -84,7 +84,8 @@ def test_again_it_is_done(home: Path, tiny_toml: Path) -> None:
 
 
 def test_another_recipe_under_the_same_name(home: Path, tiny_toml: Path) -> None:
-    changed = run("train", tiny_toml, "--home", home, "--set", "optim.lr=0.01", "--set", "model.n_layer=3")
+    asked = ("train", tiny_toml, "--home", home, "--set", "optim.lr=0.01", "--set", "model.n_layer=3")
+    changed = run(*asked)
     assert refused(changed, 1)[-5:] == [
         "error: run tiny exists and was made with another recipe:",
         "  model.n_layer: 2 -> 3",
@@ -93,6 +94,7 @@ def test_another_recipe_under_the_same_name(home: Path, tiny_toml: Path) -> None
         "to mend: --set model.n_layer=2 --set optim.lr=0.025 to resume it, "
         "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
     ]
+    assert run(*asked, "--set", "model.n_layer=2", "--set", "optim.lr=0.025").exit_code == 0
 
 
 def test_what_cannot_change_the_result_may_change(home: Path, tiny_toml: Path) -> None:

@@ -4,11 +4,9 @@ A corpus is pinned once, in `lock.json` beside its files, so that a later run re
 copied and have no lock: their hashes are taken each time, at the speed of the disk.
 """
 
-import glob
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -16,6 +14,8 @@ import msgspec
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
 from prepare.download import Note, matches
+from prepare.files import fixed_folder, listed_files, local_files
+from prepare.repo import REPO, parse_repo
 from prepare.rows import COMPRESSED, SUFFIXES, kind_of
 from prepare.screen import parse_filters
 from prepare.sources import Corpus, HubCorpus, state_of
@@ -45,6 +45,7 @@ NAMED = {
     "finewebedu10b-gpt2": _tokens("kjj0/finewebedu10B-gpt2", "finewebedu"),
     "python-docs": CorpusConfig(kind="python-docs"),
 }
+_UNSET = CorpusConfig()
 _DUMP = re.compile(r"(fineweb(?:-edu)?)-(CC-MAIN-\d{4}-\d{2})")  # one crawl: fineweb-CC-MAIN-2024-10
 
 
@@ -57,14 +58,11 @@ class _Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def resolve(config: CorpusConfig) -> CorpusConfig:
-    """The config with a named corpus filled in. ConfigError for an unknown name or a missing kind."""
+    """The config with a named corpus filled in, and its repository as OWNER/NAME. ConfigError for an unknown name or a
+    missing kind."""
     parse_filters(config.filters)
-    if config.kind == "hub" and not (config.repo and config.files):
-        raise ConfigError(
-            'corpus.kind is "hub", and corpus.repo or corpus.files is not set',
-            "a dataset on the Hub is named by both",
-            "--set corpus.repo=OWNER/NAME --set corpus.files=PATTERN",
-        )
+    if config.kind == "hub":
+        config = _placed(config)
     if config.kind:
         return msgspec.structs.replace(config, name=config.name or _default_name(config))
     dump = _DUMP.fullmatch(config.name)
@@ -83,13 +81,41 @@ def resolve(config: CorpusConfig) -> CorpusConfig:
             "it would be ignored",
             'leave it out, or set corpus.kind = "hub" and another name',
         )
-    return msgspec.structs.replace(
-        config,
-        kind=named.kind,
-        repo=named.repo,
-        files=config.files or named.files,
-        val_files=config.val_files or named.val_files,
-    )
+    unset = [name for name in config.__struct_fields__ if getattr(config, name) == getattr(_UNSET, name)]
+    return msgspec.structs.replace(config, **{name: getattr(named, name) for name in unset if name != "name"})
+
+
+def _placed(config: CorpusConfig) -> CorpusConfig:
+    """The config with what its repo says of a revision, a folder or a file in their own fields."""
+    place = parse_repo(config.repo) if config.repo else None
+    if place and place.revision and config.revision not in (_UNSET.revision, place.revision):
+        raise ConfigError(
+            f"corpus.repo names revision {place.revision!r} and corpus.revision is {config.revision!r}",
+            "the text would be one of the two",
+            "leave one of them out",
+        )
+    if place and place.is_file and config.files:
+        raise ConfigError(
+            f"corpus.repo names the file {place.path!r}, and corpus.files is set as well",
+            "one of them would be ignored",
+            f"--set corpus.repo={place.repo}",
+        )
+    if place:
+        inside, files, val_files = f"{place.path}/", config.files, config.val_files
+        if place.path and not place.is_file:
+            files = tuple(each if each.startswith(inside) else inside + each for each in files or ("**/*.parquet",))
+            val_files = tuple(each if each.startswith(inside) else inside + each for each in val_files)
+        elif place.path:
+            files = (place.path,)
+        revision = place.revision or config.revision
+        config = msgspec.structs.replace(config, repo=place.repo, revision=revision, files=files, val_files=val_files)
+    if not (config.repo and config.files):
+        raise ConfigError(
+            'corpus.kind is "hub", and corpus.repo or corpus.files is not set',
+            "a dataset on the Hub is named by both",
+            "--set corpus.repo=OWNER/NAME --set corpus.files=PATTERN",
+        )
+    return config
 
 
 def _default_name(config: CorpusConfig) -> str:
@@ -113,7 +139,7 @@ def fetch(
     """
     config = resolve(config)
     if config.kind == "files":
-        return _local_files(config)
+        return _local_files(config, note)
     asked = {
         "kind": config.kind,
         "repo": config.repo,
@@ -137,7 +163,7 @@ def fetch(
         else:
             note("collecting the documentation of the installed packages")
             lock = _pin_python_docs(config, asked, raw)
-        publish_bytes(lock_path, encode(lock))
+        _publish_lock(lock_path, lock)
     if config.kind == "hub":
         # pinned are files, not what they are called and which column is read
         record = msgspec.structs.replace(lock.record, name=config.name, text_column=config.text_column)
@@ -156,12 +182,25 @@ def fetch(
 
 
 def _read_lock(path: Path) -> _Lock:
-    """CorruptError when it could not have been written here."""
-    lock = decode(read_whole(path, MAX_BYTES), _Lock, path)
+    return _believed(decode(read_whole(path, MAX_BYTES), _Lock, path), path)
+
+
+def _publish_lock(path: Path, lock: _Lock) -> None:
+    """What would be refused when it is read again is not written."""
+    data = encode(_believed(lock, path))
+    if len(data) > MAX_BYTES:
+        raise RefusedError(
+            f"{path}: a list of {len(lock.sources):,} files takes {len(data):,} bytes, at most {MAX_BYTES:,} are read",
+            "the corpus could be pinned and never be read again",
+            "choose fewer files with corpus.files",
+        )
+    publish_bytes(path, data)
+
+
+def _believed(lock: _Lock, path: Path) -> _Lock:
+    """The lock; CorruptError when it could not have been written here."""
     details, strays = lock.record.details, [file.name for file in lock.sources if _leads_out(file.name)]
-    is_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", details.get("repo", "")) and re.fullmatch(
-        "[0-9a-f]{40}", details.get("commit", "")
-    )
+    is_hub = REPO.fullmatch(details.get("repo", "")) and re.fullmatch("[0-9a-f]{40}", details.get("commit", ""))
     if strays or not lock.sources or (lock.asked.get("kind") == "hub" and not is_hub):
         raise CorruptError(
             f"{path}: pins what cannot be: {strays[0] if strays else details}",
@@ -176,49 +215,48 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
-def _local_files(config: CorpusConfig) -> Corpus:
-    paths: dict[Path, Split | None] = dict.fromkeys(_found(config.files), "train" if config.val_files else None)
-    paths |= dict.fromkeys(_found(config.val_files), "val")
-    if not paths:
+def _local_files(config: CorpusConfig, note: Note) -> Corpus:
+    if not config.files:
         raise ConfigError("corpus.files is empty", 'a corpus of kind "files" needs them', "--set corpus.files=PATTERN")
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    _require_readable([path.relative_to(root).as_posix() for path in paths], str(root))
-    ordered = sorted(paths, key=lambda path: (paths[path] != "val", path.relative_to(root).as_posix()))
+    found = local_files(config.files, "corpus.files", _format_of)
+    val = local_files(config.val_files, "corpus.val_files", _format_of)
+    again = [path for path in found.again if path not in val.files.values()] + val.again
+    if again:
+        note(f"{len(again):,} more paths lead to files that are read once: {again[0]}{', ...' if again[1:] else ''}")
+    splits: dict[Path, Split | None] = {
+        path: "train" if config.val_files else None for inode, path in found.files.items() if inode not in val.files
+    }
+    if not splits:
+        raise _all_validation()
+    splits |= dict.fromkeys(val.files.values(), "val")
+    indexes = {path.with_suffix(".idx"): split for path, split in splits.items() if path.suffix == ".bin"}
+    splits |= {index: split for index, split in indexes.items() if index.is_file()}  # Megatron's, beside its tokens
+    root = Path(os.path.commonpath([path.parent for path in splits]))
+    names = {path: path.relative_to(root).as_posix() for path in splits}
+    _require_readable([*names.values()], str(root))
+    ordered = sorted(splits, key=lambda path: (splits[path] != "val", names[path]))
     states = [*map(state_of, ordered)]
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256_of, ordered))
     sources = [
-        SourceRecord(
-            name=path.relative_to(root).as_posix(),
-            nbytes=path.stat().st_size,
-            digest=f"sha256:{sha256}",
-            split=paths[path],
-        )
+        SourceRecord(name=names[path], nbytes=path.stat().st_size, digest=f"sha256:{sha256}", split=splits[path])
         for path, sha256 in zip(ordered, hashes, strict=True)
     ]
     record = CorpusRecord(kind="files", name=config.name, text_column=config.text_column, details={})
     return Corpus(record, sources, ordered, states)
 
 
-def _found(patterns: tuple[str, ...]) -> set[Path]:
-    """The local files that match, Megatron's index beside its tokens included."""
-    paths: set[Path] = set()
-    for pattern in patterns:
-        plain = Path(pattern).expanduser()
-        names = [str(plain)] if plain.is_file() else glob.glob(str(plain), recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        found = [Path(name).absolute() for name in names]  # as named: what a link leads to may have no suffix
-        for path in found:
-            if not path.exists():
-                raise ConfigError(f"{path}: is a link that leads nowhere", "", "mend or remove it")
-            if not str(path).isprintable():
-                raise ConfigError(f"{str(path)!r}: a file name that cannot be printed", "", "rename it")
-        files = [path for path in found if path.is_file()]
-        if not files:
-            raise ConfigError(
-                f"corpus.files: no file matches {pattern!r} (looked from {Path.cwd()})", "", "check the path"
-            )
-        paths.update(files)
-    return paths | {index for path in paths if (index := path.with_suffix(".idx")).is_file() and path.suffix == ".bin"}
+def _all_validation() -> ConfigError:
+    return ConfigError(
+        "corpus.files: every file is among corpus.val_files too, where it is validation",
+        "nothing is left to train on",
+        "name other files for one of them",
+    )
+
+
+def _format_of(name: str) -> str:
+    """The suffix of what text or tokens can be read from, "" for others."""
+    return kind_of(name) or next((suffix for suffix in TOKEN_SUFFIXES if name.endswith(suffix)), "")
 
 
 def _require_readable(names: list[str], where: str) -> None:
@@ -241,20 +279,19 @@ def _require_readable(names: list[str], where: str) -> None:
 
 
 def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
-    patterns = config.files + config.val_files
-    indexes = tuple(pattern.removesuffix(".bin") + ".idx" for pattern in patterns if pattern.endswith(".bin"))
-    found = hub.resolve(config.repo, config.revision, patterns, indexes)
-    for file in found.files:
-        if _leads_out(file.name):
-            raise CorruptError(
-                f"{config.repo}: {file.name!r} leads out of its folder", "such a listing is not believed"
-            )
-    _require_readable([file.name for file in found.files], config.repo)
-    sources = found.files
+    found = hub.listing(config.repo, config.revision, {fixed_folder(each) for each in config.files + config.val_files})
+    for name in found.files:
+        if _leads_out(name):
+            raise CorruptError(f"{config.repo}: {name!r} leads out of its folder", "such a listing is not believed")
+    where = f"{config.repo} at {found.commit}"
+    val = listed_files(config.val_files, "corpus.val_files", found.files, where, _format_of)
+    names = val | listed_files(config.files, "corpus.files", found.files, where, _format_of)
+    if names == val:
+        raise _all_validation()
+    _require_readable(sorted(names), config.repo)
+    sources = [found.files[name] for name in sorted(names)]
     if config.val_files:
-        of_val = (*config.val_files, *(f"{pattern.removesuffix('.bin')}.idx" for pattern in config.val_files))
-        is_val = {file.name: any(fnmatchcase(file.name, pattern) for pattern in of_val) for file in sources}
-        sources = [msgspec.structs.replace(file, split="val" if is_val[file.name] else "train") for file in sources]
+        sources = [msgspec.structs.replace(file, split="val" if file.name in val else "train") for file in sources]
         sources.sort(key=lambda file: file.split != "val")
     details = {"repo": config.repo, "commit": found.commit}
     if found.licence:

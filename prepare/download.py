@@ -21,6 +21,7 @@ import urllib3
 
 from shards.atomic import AtomicFile, make_folder, sha256_of
 from shards.errors import NetworkError, from_os_error
+from shards.hub_access import refusal
 
 TRIES = 5  # in a row without a byte of progress; and of the whole file, when its bytes were wrong, WRONG_TRIES
 WRONG_TRIES = 3
@@ -217,16 +218,15 @@ def _check(response: requests.Response, remote: Remote, first: int) -> int:
     status = response.status_code
     if status in RETRIED:
         raise _Again(f"status {status} {response.reason}", _retry_after(response))
+    if status in (401, 403):
+        raise refusal(remote.url, status, response.headers.get("X-Error-Message", ""))
     if status not in (200, 206):
-        advice = {
-            401: "set HF_TOKEN to a token that may read it",
-            403: "set HF_TOKEN to a token that may read it, and accept the dataset's terms on the Hub",
-            404: "check corpus.repo, corpus.revision and corpus.files",
-        }
         raise NetworkError(
             f"{remote.url}: status {status} {response.reason}",
             "asking again would give the same answer",
-            advice.get(status, "look at the address in a browser"),
+            "check corpus.repo, corpus.revision and corpus.files"
+            if status == 404
+            else "look at the address in a browser",
         )
     if "text/html" in response.headers.get("Content-Type", ""):
         raise _Again("a web page came instead of the file: a login page or a proxy answers in the Hub's place")

@@ -29,10 +29,96 @@ def test_local_files_are_named_from_their_common_folder_and_sorted(tmp_path: Pat
 def test_a_missing_file(tmp_path: Path) -> None:
     with complains(
         ConfigError,
-        f"corpus.files: no file matches '{tmp_path}/none*.parquet' (looked from {Path.cwd()})",
+        f"corpus.files: no file matches '{tmp_path}/none*.parquet'",
         "to mend: check the path",
     ):
         corpora.fetch(files(f"{tmp_path}/none*.parquet"), tmp_path)
+
+
+def test_a_missing_validation_file_is_blamed_on_its_own_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held-out.txt").write_text("a")
+    config = CorpusConfig(kind="files", files=("*.txt",), val_files=("heldout.txt",))
+    with complains(
+        ConfigError,
+        f"corpus.val_files: no file matches 'heldout.txt' (looked from {tmp_path})",
+        "to mend: did you mean held-out.txt",
+    ):
+        corpora.fetch(config, tmp_path)
+
+
+def test_a_folder_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("novels/a.txt", "novels/b.txt", "novels/c.jsonl.gz", "deep/in/it/d.parquet", "deep/e.doc", "none/f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a")
+    for pattern, hint in (
+        ("novels", r'novels is a folder, .*\n.*use "novels/\*\.txt", "novels/\*\.jsonl\.gz"$'),
+        ("novels/", r'"novels/\*\.txt"'),
+        ("deep", r'use "deep/\*\*/\*\.parquet"$'),
+        ("none", r"none is a folder without files that can be read"),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            corpora.fetch(files(pattern), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "val",
+    ["data/val.txt", "./data//val.txt", "data/../data/val.txt", "data/v*.txt", "LINK/val.txt", "held-out", "hard.txt"],
+)
+def test_validation_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a.txt", "b.txt", "val.txt"):
+        (tmp_path / "data" / name).write_text(f"text of {name}")
+    (tmp_path / "LINK").symlink_to("data", target_is_directory=True)
+    (tmp_path / "held-out").symlink_to("data/val.txt")
+    (tmp_path / "hard.txt").hardlink_to("data/val.txt")
+    config = CorpusConfig(kind="files", files=(f"{tmp_path}/data/*.txt",), val_files=(val,))
+    if val == "held-out":  # a link without a suffix says nothing of the format
+        with pytest.raises(ConfigError, match="held-out: unknown kind of file"):
+            corpora.fetch(config, tmp_path)
+        return
+    corpus = corpora.fetch(config, tmp_path)
+    found = [(corpus.path(i).read_text(), source.split) for i, source in enumerate(corpus.sources)]
+    assert found == [("text of val.txt", "val"), ("text of a.txt", "train"), ("text of b.txt", "train")]
+
+
+def test_a_file_that_is_reached_again_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    (tmp_path / "texts" / "deep" / "a.txt").write_text("a")
+    (tmp_path / "texts" / "same bytes.txt").write_text("a")  # another file, whatever is in it
+    (tmp_path / "texts" / "hard.txt").hardlink_to(tmp_path / "texts" / "same bytes.txt")
+    (tmp_path / "texts" / "b.txt").symlink_to("deep/a.txt")
+    (tmp_path / "texts" / "deep" / "up").symlink_to("..", target_is_directory=True)  # a circle
+    said: list[str] = []
+    corpus = corpora.fetch(files(f"{tmp_path}/**/*.txt", f"{tmp_path}/texts/*.txt"), tmp_path, note=said.append)
+    assert [source.name for source in corpus.sources] == ["deep/a.txt", "hard.txt"]
+    assert said == [f"2 more paths lead to files that are read once: {tmp_path}/texts/b.txt, ..."]
+
+
+def test_all_of_it_validation(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    config = CorpusConfig(kind="files", files=(f"{tmp_path}/*.txt",), val_files=(f"{tmp_path}/a.txt",))
+    with pytest.raises(ConfigError, match=r"every file is among corpus\.val_files too"):
+        corpora.fetch(config, tmp_path)
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "gone.txt").symlink_to("missing")
+    with pytest.raises(ConfigError, match=r"gone\.txt: is a link that leads nowhere"):
+        corpora.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
+    (tmp_path / "gone.txt").unlink()
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    with pytest.raises(ConfigError, match=r"loop\.txt: is a link that leads in a circle"):
+        corpora.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
+
+
+def test_a_named_corpus_is_taken_whole() -> None:
+    config = corpora.resolve(CorpusConfig(name="fineweb-10bt", text_column="body", revision="v1", keep_raw=False))
+    assert (config.text_column, config.revision, config.keep_raw) == ("body", "v1", False)
+    assert corpora.resolve(CorpusConfig(name="fineweb-10bt")).text_column == "text"
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def data() -> bytes:
 def pinned(hub: LocalHub, data: bytes) -> Pinned:
     files = {f"sample/10BT/00{i}_00000.parquet": data if i == 0 else b"x" * i for i in range(5)}
     hub.commit("org/name", {**files, "README.md": b"a card", "other/a.parquet": b"no"})
-    repository = hubs.resolve("org/name", "main", ("sample/10BT/*.parquet",))
-    return "org/name", repository.commit, repository.files[0]
+    repository = hubs.listing("org/name", "main", ["sample/10BT"])
+    return "org/name", repository.commit, repository.files["sample/10BT/000_00000.parquet"]
 
 
 KINDS = ["429", "500", "503", "cut", "stall", "html", "flip", "length", "ignore-range", "404", "redirect-loop"]
@@ -91,13 +91,15 @@ def test_after_sigkill_only_the_rest_is_fetched(hub: LocalHub, pinned: Pinned, d
     code = (
         "import sys, threading; from pathlib import Path; from prepare import download, hub;"
         "download.SEGMENT = 400_000;"
-        "r = hub.resolve('org/name', 'main', ('sample/10BT/000*',));"
-        "download.download(hub.remote('org/name', r.commit, r.files[0]), Path(sys.argv[1]), threading.Event())"
+        "r = hub.listing('org/name', 'main', ['sample/10BT']);"
+        "file = r.files['sample/10BT/000_00000.parquet'];"
+        "download.download(hub.remote('org/name', r.commit, file), Path(sys.argv[1]), threading.Event())"
     )
     for _ in range(2):
         before = hub.sent()
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.parquet")])
         while hub.sent() < before + 200_000:
+            assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -123,7 +125,7 @@ def test_the_token_is_not_sent_to_another_host(
     download(hubs.remote(*pinned), tmp_path / "a.parquet", threading.Event())
     assert not any(asked.authorization for asked in hub.log)
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
-    hubs.resolve("org/name", "main", ("sample/10BT/*",))
+    hubs.listing("org/name", "main", ["sample/10BT"])
     download(hubs.remote(*pinned), tmp_path / "b.parquet", threading.Event())
     assert {asked.authorization for asked in hub.log if asked.where == "hub" and "resolve" in asked.path} == {
         "",
@@ -133,16 +135,16 @@ def test_the_token_is_not_sent_to_another_host(
 
 
 def test_the_listing(hub: LocalHub, pinned: Pinned, data: bytes) -> None:
-    repository = hubs.resolve("org/name", "main", ("sample/10BT/*.parquet",))
-    assert [file.name for file in repository.files] == [f"sample/10BT/00{i}_00000.parquet" for i in range(5)]
+    repository = hubs.listing("org/name", "main", ["sample/10BT"])
+    assert list(repository.files) == [f"sample/10BT/00{i}_00000.parquet" for i in range(5)]
     assert repository.commit == next(iter(hub.repos["org/name"]))
-    card = hubs.resolve("org/name", repository.commit, ("README.md",)).files[0]
+    card = hubs.listing("org/name", repository.commit, [""]).files["README.md"]
     assert card.digest.startswith("git:")
 
 
 def test_a_small_file_is_checked_against_git(hub: LocalHub, pinned: Pinned, tmp_path: Path) -> None:
-    repository = hubs.resolve("org/name", "main", ("README.md",))
-    file = repository.files[0]
+    repository = hubs.listing("org/name", "main", [""])
+    file = repository.files["README.md"]
     download(hubs.remote("org/name", repository.commit, file), tmp_path / "card", threading.Event())
     assert matches(tmp_path / "card", file.nbytes, file.digest)
     (tmp_path / "card").write_bytes(b"A card")
@@ -152,29 +154,47 @@ def test_a_small_file_is_checked_against_git(hub: LocalHub, pinned: Pinned, tmp_
 @pytest.mark.parametrize("status", ["429", "503"])
 def test_a_listing_is_asked_for_again(hub: LocalHub, pinned: Pinned, status: str) -> None:
     hub.faults = [Fault(status, 2, "api")]
-    assert hubs.resolve("org/name", "main", ("sample/10BT/*",)).commit == pinned[1]
+    assert hubs.listing("org/name", "main", ["sample/10BT"]).commit == pinned[1]
 
 
 def test_a_hub_that_never_answers(hub: LocalHub) -> None:
     hub.faults = [Fault("503", -1, "api")]
     with pytest.raises(NetworkError, match=r"cannot list org/name: .*503"):
-        hubs.resolve("org/name", "main", ("*",))
+        hubs.listing("org/name", "main", [""])
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hubs, "BACKOFF", 0.001)
     with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:9: cannot list org/name"):
-        hubs.resolve("org/name", "main", ("*",))
+        hubs.listing("org/name", "main", [""])
 
 
 def test_what_is_not_there_is_said(hub: LocalHub, pinned: Pinned) -> None:
-    with pytest.raises(ConfigError, match="no dataset 'org/none'"):
-        hubs.resolve("org/none", "main", ("*",))
+    with pytest.raises(ConfigError, match="dataset org/none: the Hub answers 404: Repository not found"):
+        hubs.listing("org/none", "main", [""])
     with pytest.raises(ConfigError, match="org/name: no revision 'dev'"):
-        hubs.resolve("org/name", "dev", ("*",))
-    with pytest.raises(ConfigError, match=r"no file matches sample/\*\.csv"):
-        hubs.resolve("org/name", "main", ("sample/*.csv",))
+        hubs.listing("org/name", "dev", [""])
+    with pytest.raises(ConfigError, match="org/name at main: no folder 'nowhere'"):
+        hubs.listing("org/name", "main", ["nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("status", "secret", "says"),
+    [
+        ("401", "", "401: injected\nno token was sent; .*\n.*set HF_TOKEN to a token that may read it"),
+        ("401", "hf_old", "401: injected\nthe token that was sent .* is expired, .*\n.*set HF_TOKEN to a valid token"),
+        ("403", "hf_old", "403: injected\n.*terms are not accepted\n.*accept the terms .* or set HF_TOKEN"),
+    ],
+)
+def test_a_refusal_is_in_the_words_of_the_hub(
+    hub: LocalHub, pinned: Pinned, monkeypatch: pytest.MonkeyPatch, status: str, secret: str, says: str
+) -> None:
+    monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
+    monkeypatch.setenv("HF_TOKEN", secret)
+    hub.faults = [Fault(status, -1, "api")]
+    with pytest.raises(NetworkError, match=f"dataset org/name: the Hub answers {says}"):
+        hubs.listing("org/name", "main", ["sample/10BT"])
 
 
 def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +205,7 @@ def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         "the files to read are not known without asking the Hub once",
         "to mend: unset HF_HUB_OFFLINE for the first run",
     ):
-        hubs.resolve("org/name", "main", ("*",))
+        hubs.listing("org/name", "main", [""])
 
 
 def test_a_full_disk(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path) -> None:

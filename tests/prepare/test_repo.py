@@ -1,0 +1,82 @@
+"""corpus.repo as people write it."""
+
+import pytest
+
+from prepare import corpora
+from prepare.config import CorpusConfig
+from prepare.repo import parse_repo
+from shards import ConfigError
+
+HUB = "https://huggingface.co/datasets"
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("me/set", ("me/set", "", "")),
+        ("gsm8k", ("gsm8k", "", "")),
+        (" me/set/ ", ("me/set", "", "")),
+        ("datasets/me/set", ("me/set", "", "")),
+        (f"{HUB}/me/set", ("me/set", "", "")),
+        (f"{HUB}/me/set/", ("me/set", "", "")),
+        ("http://www.huggingface.co/datasets/me/set?row=1#top", ("me/set", "", "")),
+        ("https://hf.co/datasets/me/set", ("me/set", "", "")),
+        (f"{HUB}/gsm8k", ("gsm8k", "", "")),
+        (f"{HUB}/gsm8k/viewer", ("gsm8k", "", "")),
+        (f"{HUB}/me/set/viewer/default/train", ("me/set", "", "")),
+        (f"{HUB}/me/set/tree/main", ("me/set", "main", "")),
+        (f"{HUB}/me/set/tree/v1.0/sample/10BT", ("me/set", "v1.0", "sample/10BT")),
+        (f"{HUB}/me/set/tree/refs%2Fconvert%2Fparquet/en", ("me/set", "refs/convert/parquet", "en")),
+        (f"{HUB}/me/set/blob/main/data/a%20b.parquet", ("me/set", "main", "data/a b.parquet")),
+        (f"{HUB}/me/set/resolve/main/a.parquet?download=true", ("me/set", "main", "a.parquet")),
+        ("hf://datasets/me/set", ("me/set", "", "")),
+        ("hf://datasets/me/set@v2/data", ("me/set", "v2", "data")),
+        ("me/set/sub/folder", ("me/set", "", "sub/folder")),
+        ("me/set/data/a.jsonl", ("me/set", "", "data/a.jsonl")),
+    ],
+)
+def test_understood(given: str, place: tuple[str, str, str]) -> None:
+    assert parse_repo(given)[:3] == place
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("foo bar", "is no name of a dataset"),
+        ("me/my set", "is no name of a dataset"),
+        ("/", "is no name of a dataset"),
+        ("me/a..b", "is no name of a dataset"),
+        ("https://huggingface.co/gpt2", "is the page of a model or a Space"),
+        ("https://huggingface.co/spaces/me/app", "is the page of a model or a Space"),
+        ("hf://models/me/set", "names a model or a Space"),
+        ("spaces/me/app", "names something else than a dataset: spaces"),
+        ("https://github.com/me/set", "is not on the Hub"),
+        ("s3://bucket/set", "begins with s3://"),
+    ],
+)
+def test_refused_by_name(given: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"which {reason}.*\ncorpus.repo must be OWNER/NAME, for example Hugging"):
+        parse_repo(given)
+
+
+def test_a_mirror_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hf-mirror.example")
+    assert parse_repo("https://hf-mirror.example/datasets/me/set").repo == "me/set"
+
+
+def test_what_is_named_as_well_has_its_own_field() -> None:
+    def resolved(repo: str, **fields: object) -> CorpusConfig:
+        return corpora.resolve(CorpusConfig(kind="hub", repo=repo, **fields))  # type: ignore[arg-type]
+
+    plain = resolved("me/set", files=("data/*.parquet",), revision="v1")
+    assert resolved(f"{HUB}/me/set/tree/v1/data", files=("*.parquet",)) == plain
+    assert resolved("hf://datasets/me/set@v1", files=("data/*.parquet",)) == plain
+    assert resolved("datasets/me/set/data", files=("data/*.parquet",), revision="v1") == plain
+    assert resolved(f"{HUB}/me/set/tree/v1/data").files == ("data/**/*.parquet",)
+    assert resolved(f"{HUB}/me/set/blob/main/a.csv").files == ("a.csv",)
+    with pytest.raises(ConfigError, match=r"corpus\.repo names revision 'v1' and corpus\.revision is 'v2'"):
+        resolved(f"{HUB}/me/set/tree/v1", files=("*.parquet",), revision="v2")
+    with pytest.raises(ConfigError, match=r"names the file 'a\.csv', and corpus\.files is set as well"):
+        resolved("me/set/a.csv", files=("b.csv",))
+    with pytest.raises(ConfigError, match=r"corpus\.repo or corpus\.files is not set"):
+        resolved("me/set")

@@ -15,8 +15,8 @@ from prepare import hub, python_docs
 from prepare.config import CorpusConfig
 from prepare.download import Note, matches
 from prepare.files import fixed_folder, listed_files, local_files
+from prepare.formats import kind_of, unknown
 from prepare.repo import REPO, parse_repo
-from prepare.rows import COMPRESSED, SUFFIXES, kind_of
 from prepare.screen import parse_filters
 from prepare.sources import Corpus, HubCorpus, state_of
 from shards.atomic import make_folder, publish_bytes, read_whole, sha256_of
@@ -264,12 +264,7 @@ def _require_readable(names: list[str], where: str) -> None:
     tokens = [name for name in names if name.endswith((*TOKEN_SUFFIXES, ".idx"))]
     for name in names:
         if not kind_of(name) and name not in tokens:
-            raise ConfigError(
-                f"{where}: {name}: unknown kind of file",
-                f"text is read from {', '.join(SUFFIXES)} (also {', '.join(COMPRESSED)}), tokens from "
-                f"{', '.join(TOKEN_SUFFIXES)}",
-                "choose others with corpus.files, or convert it",
-            )
+            raise unknown(f"{where}: ", name)
     if 0 < len(tokens) < len(names):
         raise ConfigError(
             f"{where}: some files are text and some are tokens, as {tokens[0]} is",

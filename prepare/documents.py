@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from prepare.rows import Rows, chunks
+from prepare.rows import Rows, as_list, chunks
 from prepare.screen import LENGTH, Filter, Screen
 from shards.manifest import Counts
 from shards.tokenizer import EOT_TEXT
@@ -89,9 +89,8 @@ def _texts(column: Any) -> tuple[Sequence[Any], list[memoryview] | None]:
     kind = column.type
     try:
         texts = column.to_pylist()
-    except UnicodeDecodeError:  # a writer that did not check its strings: decode and mend them one by one
-        binary = column.view(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary())
-        return [row if row is None else row.decode("utf-8", "surrogateescape") for row in binary.to_pylist()], None
+    except UnicodeDecodeError:
+        return as_list(column), None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or not any(texts):
         return texts, None
     _, offsets, utf8 = column.buffers()

@@ -20,9 +20,10 @@ from prepare.builder import Builder, Job
 from prepare.documents import clean, read
 from prepare.download import Remote, read_range
 from prepare.encode import EngineName
+from prepare.formats import bytes_per_token
 from prepare.parts import BYTES_PER_TOKEN, Part, ranges_of, text_bytes
 from prepare.rows import open_parquet
-from prepare.sources import COMPRESSED_BYTES_PER_TOKEN, FILES_AHEAD, Corpus
+from prepare.sources import FILES_AHEAD, Corpus
 from shards.errors import DiskError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import CorpusRecord, Manifest, PartRecord, SourceRecord
@@ -175,8 +176,7 @@ def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: thread
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         text = sum(text_bytes(group, column) for group in groups)
         return _Size(int(text / BYTES_PER_TOKEN), metadata.num_rows, source.nbytes)
-    ratio = BYTES_PER_TOKEN if source.name.endswith((".jsonl", ".txt")) else COMPRESSED_BYTES_PER_TOKEN
-    return _Size(int(source.nbytes / ratio), 0, source.nbytes)
+    return _Size(int(source.nbytes / bytes_per_token(source.name)), 0, source.nbytes)
 
 
 class _Ranged(io.RawIOBase, IO[bytes]):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from prepare.documents import Batch, read
+from prepare.formats import cut_of
 from prepare.rows import open_parquet
 from prepare.screen import Filter
 from prepare.sources import Corpus
@@ -78,9 +79,9 @@ def ranges_of(path: Path, text_column: str, part_tokens: int) -> list[tuple[int,
     """(first, last, about how many tokens) of each part of one file, at least one."""
     part_bytes = int(part_tokens * BYTES_PER_TOKEN)
     size = path.stat().st_size
-    if path.name.endswith(".parquet"):
+    if cut_of(path.name) == "row groups":
         return _row_groups(path, text_column, part_bytes)
-    if path.name.endswith(".jsonl") and size:
+    if cut_of(path.name) == "bytes" and size:
         cuts = [(at, min(at + part_bytes, size)) for at in range(0, size, part_bytes)]
         return [(first, last, int((last - first) / BYTES_PER_TOKEN)) for first, last in cuts]
     if path.name.endswith(TOKEN_SUFFIXES):

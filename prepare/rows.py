@@ -1,42 +1,31 @@
 """Files to chunks of rows, column by column: parquet and jsonl a range at a time, other formats whole.
 
-A chunk has at most 1,000 rows and, single rows aside, 4 MiB of text.
+A chunk has at most 1,000 rows and, single rows aside, 4 MiB of text. The formats are in formats.py; whatever a library
+raises becomes an error of ours here.
 """
 
-import bz2
-import csv
-import gzip
 import io
-import json
-import lzma
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.errors import ConfigError, CorruptError, MillpondError, from_os_error
+from prepare import lines
+from prepare.columns import no_column, require_columns
+from prepare.formats import kind_of, unknown
+from prepare.streams import DAMAGE, opened, refuse_stranger
+from shards.errors import ConfigError, CorruptError, HostError, MillpondError, from_os_error
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".arrow")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # of all but parquet and arrow
 
 Rows = tuple[Any, ...]  # the text first, an Arrow array or a sequence, then the columns that filters ask for
 
-_DAMAGE = (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError, pa.ArrowException)  # all seen
-
-
-def kind_of(name: str) -> str:
-    """The suffix that says how a file is read, compression aside; "" when documents cannot be read from it."""
-    plain = name
-    for suffix in COMPRESSED:
-        plain = plain.removesuffix(suffix)
-    kind = Path(plain).suffix
-    return kind if kind in SUFFIXES and (plain == name or kind not in (".parquet", ".arrow")) else ""
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, MemoryError, pa.ArrowException, *DAMAGE)  # all seen
+_END_OF_STREAM = b"\0\0\0\0"  # of Arrow's streams, in their old and their new form
 
 
 def chunks(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Rows]:
@@ -50,14 +39,13 @@ def chunks(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterato
         if kind == ".parquet":
             yield from _parquet(path, first, last, columns)
         elif path.name.endswith(".jsonl"):
-            yield from _chunked(_jsonl(path, first, last, columns))
+            yield from _chunked(lines.jsonl_range(path, first, last, columns))
         elif kind == ".arrow":
-            yield from _chunked(_arrow(path, columns))
+            yield from _arrow(path, columns)
         elif kind:
-            with _opened(path) as file:
-                yield from _chunked(_READERS[kind](file, path, columns))
+            yield from _chunked(_READERS[kind](path, columns))
         else:
-            raise ConfigError(f"{path}: unknown kind of file", f"text is read from {', '.join(SUFFIXES)}", "convert it")
+            raise unknown("", str(path))
     except _DAMAGE as error:
         raise _damaged(path, error, "") from error
 
@@ -67,28 +55,35 @@ def open_parquet(path: Path, columns: Sequence[str], file: IO[bytes] | None = No
     try:
         opened = pq.ParquetFile(file or path, memory_map=False, page_checksum_verification=True)
     except _DAMAGE as error:
-        size = f"{path.stat().st_size:,} bytes" if file is None else "bytes"
+        if file is None and path.is_file():
+            refuse_stranger(path, own=b"PAR1")
+        size = f"{path.stat().st_size:,} bytes" if file is None and path.is_file() else "bytes"
         raise _damaged(path, error, f": {size} that are not a whole parquet file") from error
-    schema = opened.schema_arrow
-    for name in columns:
-        if name not in schema.names:
-            raise _no_column(f"{path}: no column {name!r}, it has {', '.join(schema.names)}", name == columns[0])
-        if schema.names.count(name) > 1:
-            raise ConfigError(f"{path}: more than one column is named {name!r}", "", "rename one")
+    _require_text(opened.schema_arrow, columns, path)
+    return opened
+
+
+def _require_text(schema: pa.Schema, columns: Sequence[str], path: Path) -> None:
+    """ConfigError unless the columns are there, the first of them text. One of nulls alone has no type of its own."""
+    require_columns(schema.names, columns, str(path))
     kind = schema.field(columns[0]).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    if not any(is_kind(kind) for is_kind in (*_TEXT, pa.types.is_null)):
         raise ConfigError(
             f"{path}: column {columns[0]!r} is {kind}, not text",
             "",
             "name another with --set corpus.text_column=NAME",
         )
-    return opened
+
+
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 def _parquet(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Rows]:
     file = open_parquet(path, columns)
+    if any(pa.types.is_dictionary(file.schema_arrow.field(name).type) for name in columns):
+        file = pq.ParquetFile(path, metadata=_plain_metadata(path), memory_map=False, page_checksum_verification=True)
     wanted = list(dict.fromkeys(columns))
     for group in range(first, last):
         try:
@@ -98,15 +93,72 @@ def _parquet(path: Path, first: int, last: int, columns: Sequence[str]) -> Itera
             raise _damaged(path, error, f": row group {group} of {file.num_row_groups}") from error
 
 
+def _plain_metadata(path: Path) -> pq.FileMetaData:
+    """The footer without Arrow's own schema, whose dictionaries are refused when they hold bytes that are not UTF-8."""
+    with path.open("rb") as file:
+        file.seek(-8, io.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, io.SEEK_END)
+        footer = file.read(length + 8)
+    return pq.read_metadata(io.BytesIO(b"PAR1" + footer.replace(b"ARROW:schema", b"arrow schema")))
+
+
+def _arrow(path: Path, columns: Sequence[str]) -> Iterator[Rows]:
+    """The rows of an Arrow file in either of its forms, as `datasets` and Arrow's own writers make them."""
+    with pa.OSFile(str(path), "rb") as file:
+        head = file.read(6)
+        if head != b"ARROW1":
+            refuse_stranger(path)
+            file.seek(max(0, file.size() - len(_END_OF_STREAM)))
+            if file.read() != _END_OF_STREAM:
+                raise CorruptError(
+                    f"{path}: {file.size():,} bytes that are not a whole Arrow stream: the mark at its end is missing",
+                    "text after that place would be missing from the corpus: most often a copy that did not finish",
+                    "fetch or copy the file again",
+                )
+        file.seek(0)
+        reader = pa.ipc.open_file(file) if head == b"ARROW1" else pa.ipc.open_stream(file)
+        _require_text(reader.schema, columns, path)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if head == b"ARROW1" else reader
+        for batch in batches:
+            for at in range(0, batch.num_rows, CHUNK_ROWS):
+                yield from _bounded([batch.column(name).slice(at, CHUNK_ROWS) for name in columns])
+
+
 def _bounded(columns: list[Any]) -> Iterator[Rows]:
     """The columns' rows, cut where a chunk would grow past its bytes."""
     text = columns[0]
-    if text.nbytes > CHUNK_BYTES and len(text) > 1:
+    if _nbytes(text) > CHUNK_BYTES and len(text) > 1:
         half = len(text) // 2
         yield from _bounded([column.slice(0, half) for column in columns])
         yield from _bounded([column.slice(half) for column in columns])
         return
-    yield text, *(column.to_pylist() for column in columns[1:])
+    yield plain(text), *(as_list(plain(column)) for column in columns[1:])
+
+
+def _nbytes(column: pa.Array) -> int:
+    """The bytes of a column's rows. A slice of a dictionary column has the whole dictionary with it."""
+    if not pa.types.is_dictionary(column.type) or column.nbytes <= CHUNK_BYTES:
+        return int(column.nbytes)
+    if not any(is_kind(column.type.value_type) for is_kind in _TEXT):
+        return 0
+    lengths = pc.binary_length(column.dictionary.cast(pa.large_binary())).take(column.indices)
+    return int(pc.sum(lengths).as_py() or 0)
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """The column without a dictionary."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def as_list(column: pa.Array) -> list[Any]:
+    """The column's values; bytes of text that are not UTF-8 as lone surrogates."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:  # a writer that did not check its strings
+        kind = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
+        rows = (column.cast(pa.binary()) if pa.types.is_string_view(column.type) else column.view(kind)).to_pylist()
+        return [row if row is None else row.decode("utf-8", "surrogateescape") for row in rows]
 
 
 def _chunked(rows: Iterable[tuple[Any, ...]]) -> Iterator[Rows]:
@@ -122,131 +174,31 @@ def _chunked(rows: Iterable[tuple[Any, ...]]) -> Iterator[Rows]:
         yield tuple(zip(*chunk, strict=True))
 
 
-def _jsonl(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    with path.open("rb") as file:
-        at = first
-        if first:
-            file.seek(first - 1)
-            at += len(file.readline()) - 1  # the line that crosses into this range belongs to the one before
-        while at < last and (line := file.readline()):
-            yield _parsed(line, f"{path}: byte {at}", columns)
-            at += len(line)
-
-
-def _lines(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    for number, line in enumerate(file, 1):
-        yield _parsed(line, f"{path}: line {number}", columns)
-
-
-def _json(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """One array of objects, or one object a line."""
-    start = file.read(1 << 10)
-    if not start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        with _opened(path) as lines:  # not every compressed stream can go back
-            yield from _lines(lines, path, columns)
-        return
-    try:
-        rows = json.loads((start + file.read()).decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path}: not JSON: {error}", "it is one array of objects", "mend it") from error
-    for number, row in enumerate(rows, 1):
-        yield _values(row, f"{path}: object {number}", columns)
-
-
-def _csv(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Every field is text as it stands there; one that a filter asks for is a number where it is spelled as one."""
-    csv.field_size_limit(1 << 30)
-    kind = kind_of(path.name)
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
-    with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
-        for number, row in enumerate(csv.DictReader(text, **options), 1):
-            found = _values(row, f"{path}: row {number}", columns)
-            yield found[0], *map(_number, found[1:])
-
-
-def _txt(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _document(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """A file that is one document."""
     if len(columns) > 1:
-        raise _no_column(f"{path}: no column {columns[1]!r}, a text file has none", is_text=False)
-    yield (file.read().decode("utf-8", "surrogateescape"),)
+        raise no_column(f"{path}: no column {columns[1]!r}, a text file has none", is_text=False)
+    with opened(path) as file:
+        yield (file.read().decode("utf-8-sig", "surrogateescape"),)
 
 
-_READERS = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".tsv": _csv, ".txt": _txt}
-
-
-def _opened(path: Path) -> IO[bytes]:
-    """The file, uncompressed as it is read."""
-    if path.name.endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if path.name.endswith(".bz2"):
-        return cast("IO[bytes]", bz2.open(path, "rb"))
-    if path.name.endswith(".xz"):
-        return cast("IO[bytes]", lzma.open(path, "rb"))
-    if path.name.endswith(".zst"):
-        return io.BufferedReader(pa.CompressedInputStream(path, "zstd"))  # which by itself knows no lines
-    return path.open("rb")
-
-
-def _number(text: str | None) -> int | float | str | None:
-    """What a field of a csv file is to a filter: null when it is empty."""
-    for kind in (int, float):
-        try:
-            return kind(text) if text else None
-        except ValueError:
-            continue
-    return text
-
-
-def _arrow(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The rows of an Arrow file as the `datasets` library writes them, streamed by it: nothing is cached on disk."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    with tempfile.TemporaryDirectory() as temp:
-        link = Path(temp) / "rows.arrow"  # a name is a pattern there, and this one matches itself alone
-        link.symlink_to(path)
-        try:
-            stream = load_dataset("arrow", data_files=str(link), split="train", streaming=True)
-            for number, row in enumerate(stream, 1):
-                yield _values(row, f"{path}: row {number}", columns)
-        except DatasetsError as error:
-            raise _damaged(path, error, "") from error
-
-
-def _parsed(line: bytes, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
-    try:
-        text = line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-        row = json.loads(text) if text.strip() else {columns[0]: None}
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{place}: {_why(error)}", "jsonl has one object a line", "mend that line") from error
-    return _values(row, place, columns)
-
-
-def _why(error: ValueError | RecursionError) -> str:
-    """What is wrong with a line of JSON, and in which of its columns: the decoder calls each of them line 1."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg}, column {error.colno} of the line that begins there"
-    return f"not JSON: {error}"
-
-
-def _values(row: Any, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
-    """The columns' values; only the text's must be there."""
-    if not isinstance(row, dict) or columns[0] not in row:
-        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__  # csv calls the surplus None
-        raise _no_column(f"{place}: no field {columns[0]!r}, it has {names}", is_text=True)
-    text = row[columns[0]]
-    if text is not None and not isinstance(text, str):
-        raise ConfigError(f"{place}: field {columns[0]!r} is {type(text).__name__}, not text", "", "mend that line")
-    return tuple(row.get(name) for name in columns)
-
-
-def _no_column(what: str, is_text: bool) -> ConfigError:
-    if is_text:
-        why, fix = "the documents are read from one field of text", "name it with --set corpus.text_column=NAME"
-        return ConfigError(what, why, fix)
-    return ConfigError(what, "corpus.filters asks for it", "mend the filter, or leave it out")
+_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[Any, ...]]]] = {
+    ".jsonl": lines.jsonl,
+    ".json": lines.json_rows,
+    ".csv": lines.csv_rows,
+    ".tsv": lines.csv_rows,
+    ".txt": _document,
+    ".md": _document,
+}
 
 
 def _damaged(path: Path, error: Exception, where: str) -> MillpondError:
+    if isinstance(error, MemoryError):
+        return HostError(
+            f"{path}{where}: memory ran out while it was read",
+            "it is read in pieces, but one row group, row or file of text must fit",
+            "use fewer workers with --set tokens.workers=1, or a machine with more memory",
+        )
     if isinstance(error, OSError) and error.errno:
         return from_os_error(error, path, "read")
     return CorruptError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prepare.columns import Spelled
 from shards.errors import ConfigError
 from shards.reader import TokenFolder
 
@@ -23,6 +24,8 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
 _FILTER = re.compile(r"""\s*(len\(text\)|[\w.-]+)\s*(>=|<=|==|!=|>|<)\s*(?:(-?\d+(?:\.\d+)?)|"([^"]*)")\s*""")
 
 
@@ -39,6 +42,8 @@ class Filter(NamedTuple):
         wanted = str if isinstance(self.value, str) else (int, float)
         kept = []
         for value in values:
+            if isinstance(value, Spelled) and wanted is not str:
+                value = _number(value)
             if value is None or value != value:
                 kept.append(False)
             elif isinstance(value, wanted):
@@ -47,9 +52,17 @@ class Filter(NamedTuple):
                 raise ConfigError(
                     f"corpus.filters: {self.text!r} compares {value!r} of column {self.column!r} with {self.value!r}",
                     'numbers are compared with numbers, text with text in quotes: language == "en"',
-                    "mend the filter",
+                    "fix the filter",
                 )
         return np.array(kept, np.bool_)
+
+
+def _number(field: Spelled) -> int | float | str:
+    """The number that a field of a csv file spells; the field itself when it spells none."""
+    text = field.strip()
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _REAL.fullmatch(text) else str(field)
 
 
 def parse_filters(texts: Iterable[str]) -> list[Filter]:
@@ -61,7 +74,7 @@ def parse_filters(texts: Iterable[str]) -> list[Filter]:
             raise ConfigError(
                 f"corpus.filters: {text!r} is no condition",
                 'one is COLUMN OPERATOR VALUE, as in int_score >= 3, language == "en" or len(text) >= 200',
-                "mend the filter",
+                "fix the filter",
             )
         column, sign, number, word = match.groups()
         value = word if number is None else float(number) if "." in number else int(number)

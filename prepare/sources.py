@@ -10,6 +10,7 @@ import numpy as np
 
 from prepare import hub
 from prepare.download import Note, Remote, download, matches
+from prepare.formats import bytes_per_token, kind_of
 from shards.atomic import locked, make_folder, sweep
 from shards.errors import CorruptError, NetworkError
 from shards.hub_access import is_offline
@@ -20,7 +21,6 @@ try:
 except ImportError:  # Windows: nothing is deleted there
     fcntl = None  # type: ignore[assignment]
 
-COMPRESSED_BYTES_PER_TOKEN = 2.9  # of FineWeb's parquet files; only what is fetched ahead depends on it
 FILES_AHEAD = 2  # fetched while one is read; each over several connections
 
 
@@ -96,7 +96,7 @@ class HubCorpus(Corpus):
     ) -> None:
         super().__init__(record, sources, [raw / source.name for source in sources], [])
         self._raw, self._locks, self._keep, self._note = raw, locks, keep, note
-        tokens = np.cumsum([source.nbytes for source in sources]) / COMPRESSED_BYTES_PER_TOKEN
+        tokens = np.cumsum([source.nbytes / _bytes_per_token(source.name) for source in sources])
         self.wanted = min(len(sources), 1 + int(np.searchsorted(tokens, max_tokens or sys.maxsize)))
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(FILES_AHEAD)
@@ -194,6 +194,11 @@ class HubCorpus(Corpus):
                 download(self._remote(i), path, self._stop, self._note)
                 self._matched[i] = path, state_of(path)
         return path
+
+
+def _bytes_per_token(name: str) -> float:
+    """Only what is fetched ahead depends on it."""
+    return bytes_per_token(name) if kind_of(name) else 2.0
 
 
 def _changed(path: Path, source: SourceRecord) -> CorruptError:

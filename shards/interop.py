@@ -21,6 +21,7 @@ from shards.errors import ConfigError, CorruptError, RefusedError, from_os_error
 from shards.header import HEADER_BYTES, MAGICS, Placement, ShardHeader
 from shards.manifest import Split
 from shards.reader import Shard, TokenFolder
+from shards.sniff import HEAD_BYTES, fix_of, page_or_pointer
 from shards.tokenizer import Tokenizer
 
 Format = Literal["nanogpt", "npy", "megatron"]
@@ -61,7 +62,9 @@ def read_tokens(path: Path, *, eot: int, vocab_size: int) -> ForeignTokens:
 
     CorruptError when the file is not what it says or an id is not in the vocabulary, ConfigError when it is missing.
     """
-    head = _head(path, len(_NUMPY))
+    head = _head(path, HEAD_BYTES)
+    if what := page_or_pointer(head):
+        raise CorruptError(f"{path}: is {what}, not tokens", "training would use it as text", fix_of(what))
     index = path.with_suffix(".idx") if path.suffix == ".bin" else None
     starts: NDArray[np.int64] | None = None
     placement: Placement | None = None

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prepare.files import ListedTree, LocalTree, fixed_folder, listed_files, local_files, matching
+from prepare.formats import kind_of
 from shards import ConfigError, HostError
 
 PATHS = [
@@ -110,8 +111,6 @@ def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path, monkey
 
 
 def test_a_pattern_that_names_nothing_on_the_hub() -> None:
-    from prepare.rows import kind_of
-
     with pytest.raises(ConfigError, match=r"me/set at 1: no file matches data/\*\.csv; there are a\.txt, b1\.txt"):
         listed_files(("data/*.csv",), "corpus.files", PATHS, "me/set at 1", kind_of)
     with pytest.raises(ConfigError, match=r'corpus\.val_files: x is a folder, .*\n.*use "x/\*\.txt"'):

@@ -292,3 +292,21 @@ def test_a_damaged_sidecar_is_not_exported(starts: list[int], ours: TokenFolder,
     with pytest.raises(CorruptError, match="the documents in its sidecar do not follow one another"):
         export(TokenFolder(ours.path), "train", "megatron", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.npy"])
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456789\n",
+            "a git-lfs pointer",
+        ),
+        (b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>", "an HTML page"),
+        (b" \n<HTML><body>429 Too Many Requests</body></HTML>", "an HTML page"),
+    ],
+)
+def test_a_page_or_a_pointer_instead_of_tokens(data: bytes, says: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CorruptError, match=f"{name}: is {says}, not tokens"):
+        read(tmp_path / name)

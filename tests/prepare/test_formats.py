@@ -1,0 +1,384 @@
+"""One guard for all formats: what is refused or repaired in one is in every other. Each test is one guard."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prepare.documents import read
+from prepare.formats import COMPRESSED, FORMATS, bytes_per_token, cut_of, kind_of, unknown
+from prepare.rows import CHUNK_BYTES, open_parquet
+from prepare.screen import parse_filters
+from shards import ConfigError, CorruptError, HostError
+from shards.manifest import Counts
+
+Table = dict[str, list[Any]]
+
+
+def separated(table: Table, delimiter: str) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    return out.getvalue().encode()
+
+
+def rows_of(table: Table) -> list[dict[str, Any]]:
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def arrow_of(table: Table, kind: Any = None) -> pa.Table:
+    if kind == "dictionary":
+        return pa.table({**table, "text": pa.array(table["text"], pa.string()).dictionary_encode()})
+    return pa.table({**table, "text": pa.array(table["text"], kind)} if kind else table)
+
+
+def parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def arrow(table: pa.Table, make: Callable[..., Any] = pa.ipc.new_stream) -> bytes:
+    out = io.BytesIO()
+    with make(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue()
+
+
+ROWS: dict[str, Callable[[Table], bytes]] = {
+    "plain.parquet": lambda table: parquet(arrow_of(table)),
+    "dictionary.parquet": lambda table: parquet(arrow_of(table, "dictionary")),
+    "large.parquet": lambda table: parquet(arrow_of(table, pa.large_string())),
+    "view.parquet": lambda table: parquet(arrow_of(table, pa.string_view())),
+    "stream.arrow": lambda table: arrow(arrow_of(table)),
+    "file.arrow": lambda table: arrow(arrow_of(table), pa.ipc.new_file),
+    "dictionary.arrow": lambda table: arrow(arrow_of(table, "dictionary")),
+    "a.jsonl": lambda table: "".join(json.dumps(row) + "\n" for row in rows_of(table)).encode(),
+    "a.json": lambda table: json.dumps(rows_of(table)).encode(),
+    "lines.json": lambda table: "".join(json.dumps(row) + "\n" for row in rows_of(table)).encode(),
+    "a.csv": lambda table: separated(table, ","),
+    "a.tsv": lambda table: separated(table, "\t"),
+}
+DOCUMENTS: dict[str, Callable[[Table], bytes]] = {
+    f"a{kind}": lambda table: table["text"][0].encode() for kind in (".txt", ".md")
+}
+ALL = {**ROWS, **DOCUMENTS}
+TEXTUAL = [name for name in ALL if FORMATS[kind_of(name)].compressible]
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+each_format = pytest.mark.parametrize("name", ALL)
+each_of_rows = pytest.mark.parametrize("name", ROWS)
+each_of_text = pytest.mark.parametrize("name", TEXTUAL)
+each_compression = pytest.mark.parametrize("suffix", PACK)
+
+
+def documents(path: Path, filters: Sequence[str] = (), column: str = "text") -> tuple[list[str], Counts]:
+    last = open_parquet(path, [column]).num_row_groups if path.suffix == ".parquet" else path.stat().st_size
+    texts: list[str] = []
+    counts = Counts()
+    for batch in read(path, 0, last, column, parse_filters(filters)):
+        texts += batch.texts
+        counts = counts.plus(batch.counts)
+    return texts, counts
+
+
+def written(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def test_every_format_is_tested_here() -> None:
+    assert {kind_of(name) for name in ALL} == set(FORMATS)
+    assert set(PACK) == set(COMPRESSED)
+    for suffix, each in FORMATS.items():
+        assert kind_of(f"a{suffix}") == suffix and cut_of(f"a{suffix}") == each.cut
+        assert (kind_of(f"a{suffix}.gz") == suffix) == each.compressible and cut_of(f"a{suffix}.gz") == "never"
+        assert bytes_per_token(f"a{suffix}") == each.bytes_per_token
+
+
+@each_format
+def test_read(tmp_path: Path, name: str) -> None:
+    texts = ["one", "two 漢字 \U0001f600", 'a "quoted"\nline,\tand more', "1984"]
+    found, counts = documents(written(tmp_path, name, ALL[name]({"n": [1, 2, 3, 4], "text": texts})))
+    assert found == (texts if name in ROWS else texts[:1])
+    assert counts.rows == len(found) and not counts.repaired
+
+
+@each_of_text
+@each_compression
+def test_compressed(tmp_path: Path, name: str, suffix: str) -> None:
+    data = ALL[name]({"text": ["one", "two 漢字"]})
+    expected = documents(written(tmp_path, name, data))
+    assert documents(written(tmp_path, name + suffix, PACK[suffix](data))) == expected
+    several = PACK[suffix](data[:9]) + PACK[suffix](data[9:])  # as pigz, pbzip2 and cat make them
+    assert documents(written(tmp_path, name + suffix, several)) == expected
+    window = {".zst": big_window, ".xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)}
+    assert documents(written(tmp_path, name + suffix, window.get(suffix, PACK[suffix])(data))) == expected
+
+
+def big_window(data: bytes) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=30, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
+@each_of_text
+@each_compression
+@pytest.mark.parametrize("damage", ["empty", "cut", "cut in the second", "garbage after it", "another format"])
+def test_a_compressed_file_is_whole_or_an_error(tmp_path: Path, name: str, suffix: str, damage: str) -> None:
+    data = PACK[suffix](ALL[name]({"text": ["some text " * 50]}))
+    broken = {
+        "empty": b"",
+        "cut": data[:-3],
+        "cut in the second": data + data[: len(data) // 2],
+        "garbage after it": data + b"garbage",
+        "another format": b"plain text",
+    }[damage]
+    path = written(tmp_path, name + suffix, broken)
+    with pytest.raises(CorruptError, match=rf"{name}{suffix}: .*(is 0 bytes|in the middle of|no valid)") as caught:
+        documents(path)
+    assert "fetch or copy the file again" in str(caught.value)
+
+
+@each_of_rows
+def test_a_column_twice(tmp_path: Path, name: str) -> None:
+    column = pa.array(["a", "b"])
+    twice = pa.Table.from_arrays([column, column], names=["text", "text"])
+    data = {
+        ".parquet": parquet,
+        ".arrow": arrow,
+        ".jsonl": lambda _: b'{"text": "a"}\n{"text": "a", "text": "b"}\n',
+        ".json": lambda _: b'[{"text": "a", "text": "b"}]' if name == "a.json" else b'{"text": "a", "text": "b"}\n',
+        ".csv": lambda _: b"text,text\na,b\n",
+        ".tsv": lambda _: b"text\ttext\na\tb\n",
+    }[kind_of(name)](twice)
+    with pytest.raises(ConfigError, match="more than one column is named 'text'"):
+        documents(written(tmp_path, name, data))
+
+
+@each_of_rows
+def test_text_is_compared_as_text(tmp_path: Path, name: str) -> None:
+    words = ["nan", "1984", "null", "true", "1_0", "en", "1e3"]
+    path = written(tmp_path, name, ROWS[name]({"lang": words, "text": [f"text of {word}" for word in words]}))
+    for word in words:
+        assert documents(path, [f'lang == "{word}"'])[0] == [f"text of {word}"]
+        assert len(documents(path, [f'lang != "{word}"'])[0]) == len(words) - 1
+    with pytest.raises(ConfigError, match=r"compares '.*' of column 'lang' with 5"):
+        documents(path, ["lang >= 5"])
+
+
+@each_of_rows
+def test_numbers_are_compared_as_numbers(tmp_path: Path, name: str) -> None:
+    numbers = [9, 10, 100.5, None, -2, float("nan")]
+    path = written(tmp_path, name, ROWS[name]({"n": numbers, "text": [f"text of {number}" for number in numbers]}))
+    assert documents(path, ["n >= 10"])[0] == ["text of 10", "text of 100.5"]
+    assert documents(path, ["n < 10"])[0] == ["text of 9", "text of -2"]
+
+
+@each_of_rows
+def test_a_column_that_is_not_there(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, name, ROWS[name]({"n": [1], "title": ["x"], "text": ["a"]}))
+    with pytest.raises(ConfigError, match=r"no (column|field) 'body', it has n, title, text"):
+        documents(path, column="body")
+
+
+@each_of_rows
+def test_nulls_and_nothing(tmp_path: Path, name: str) -> None:
+    found, counts = documents(written(tmp_path, name, ROWS[name]({"n": [1, 2, 3], "text": ["a", None, "b"]})))
+    assert (found, counts.rows, counts.dropped) == (["a", "b"], 3, {"null": 1})
+    for table, rows in (({"n": [1, 2], "text": [None, None]}, 2), ({"n": [], "text": []}, 0)):  # no type of its own
+        found, counts = documents(written(tmp_path, name, ROWS[name](table)))
+        assert (found, counts.rows, counts.dropped.get("null", 0)) == ([], rows, rows)
+
+
+def test_no_byte_at_all(tmp_path: Path) -> None:
+    for name in ALL:
+        path = written(tmp_path, name, b"")
+        if name.endswith((".parquet", ".arrow")):
+            with pytest.raises(CorruptError, match="0 bytes that are not a whole"):
+                documents(path)
+        else:
+            assert documents(path)[0] == []
+
+
+@each_of_text
+def test_a_byte_order_mark(tmp_path: Path, name: str) -> None:
+    data = ALL[name]({"text": ["first", "second"]})
+    assert documents(written(tmp_path, name, b"\xef\xbb\xbf" + data)) == documents(written(tmp_path, f"b{name}", data))
+    wide = data.decode().encode("utf-16")
+    with pytest.raises(ConfigError, match=r"is text in UTF-16, not UTF-8.*\n.*\n.*iconv"):
+        documents(written(tmp_path, name, wide))
+
+
+@each_format
+def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
+    bad = pa.array([b"caf\xe9 au lait", b"fine"], pa.binary()).view(pa.string())
+    if name.endswith((".parquet", ".arrow")):
+        columns = {
+            "large": lambda: bad.view(pa.binary()).cast(pa.large_binary()).view(pa.large_string()),
+            "dictionary": lambda: pa.DictionaryArray.from_arrays(pa.array([0, 1]), bad),
+            "view": lambda: bad.cast(pa.string_view()),
+        }
+        table = pa.table({"lang": bad, "text": columns.get(name.partition(".")[0], lambda: bad)()})
+        data = arrow(table, pa.ipc.new_file if name == "file.arrow" else pa.ipc.new_stream)
+        data = parquet(table) if name.endswith(".parquet") else data
+    else:
+        word = "caf\ue009 au lait"
+        data = ALL[name]({"lang": [word, "fine"], "text": [word, "fine"]})
+        data = data.replace(b"\\ue009", b"\xe9").replace("\ue009".encode(), b"\xe9")
+    path = written(tmp_path, name, data)
+    found, counts = documents(path)
+    assert found == ["caf\ufffd au lait", "fine"][: len(found)] and counts.repaired == 1
+    if name in ROWS:
+        assert documents(path, ['lang == "fine"'])[0] == ["fine"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456789\n"
+STRANGERS = {
+    "a git-lfs pointer": POINTER,
+    "an HTML page": b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>",
+    "a PDF": b"%PDF-1.7\n%\xe2\xe3",
+    "a zip archive": b"PK\x03\x04\x14\0\0\0",
+    "compressed with gzip": gzip.compress(b"text"),
+    "compressed with zstd": zstandard.compress(b"text"),
+}
+
+
+@each_format
+@pytest.mark.parametrize("what", STRANGERS)
+def test_something_else_in_its_place(tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}: is {what}.*, whatever its name says"):
+        documents(written(tmp_path, name, STRANGERS[what]))
+    if name in TEXTUAL:
+        with pytest.raises(ConfigError, match=f"is {what}"):
+            documents(written(tmp_path, f"{name}.gz", gzip.compress(STRANGERS[what])))
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ('1,"two\nlines"\n2\n', "line 4: 1 fields, the header has 2"),
+        ("1,a\n2,b,c\n", "line 3: 3 fields, the header has 2"),
+        ('1,a\n2,"open\n', "line 3: unexpected end of data"),
+        ('1,"a" b\n', "line 2: .* expected after"),
+    ],
+)
+def test_a_row_that_is_no_row_names_its_line(tmp_path: Path, delimiter: str, rows: str, says: str) -> None:
+    data = f"n,text\n{rows}".replace(",", delimiter).encode()
+    with pytest.raises(CorruptError, match=says):
+        documents(written(tmp_path, "a.csv" if delimiter == "," else "a.tsv", data))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_ends_of_lines(tmp_path: Path, end: str) -> None:
+    assert documents(written(tmp_path, "a.csv", f"text{end}a{end}{end}b".encode()))[0] == ["a", "b"]
+    assert documents(written(tmp_path, "a.tsv", f"n\ttext{end}1\ta\0{end}".encode()))[0] == ["a\0"]
+    if end != "\r":  # JSON's lines end with a line feed
+        assert documents(written(tmp_path, "a.jsonl", f'{{"text": "a"}}{end}{end}{{"text": "b"}}'.encode()))[0] == [
+            "a",
+            "b",
+        ]
+
+
+@each_format
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = written(tmp_path, name, ALL[name]({"text": ["a"]}))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)  # root may read everything
+    monkeypatch.setattr(pa, "OSFile", refused)
+    monkeypatch.setattr(pq, "ParquetFile", refused)
+    with pytest.raises(HostError, match=r"cannot be read: Permission denied"):
+        list(read(path, 0, 1, "text"))
+
+
+@pytest.mark.parametrize("name", ["plain.parquet", "a.jsonl", "a.csv", "a.txt", "stream.arrow"])
+def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = written(tmp_path, name, ALL[name]({"text": ["a"]}))
+
+    def full(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    for target, attribute in ((Path, "open"), (pa, "OSFile"), (pq, "ParquetFile")):
+        monkeypatch.setattr(target, attribute, full)
+    with pytest.raises(HostError, match="memory ran out while it was read"):
+        list(read(path, 0, 1, "text"))
+
+
+def test_a_stream_of_arrow_that_was_cut(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {i}" for i in range(100)]})
+    out = io.BytesIO()
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=10)
+    whole = out.getvalue()
+    for length in (len(whole) - 8, len(whole) // 2, 100, 3):
+        with pytest.raises(CorruptError):
+            documents(written(tmp_path, "a.arrow", whole[:length]))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.html", "a.HTM", "a.pdf", "a.docx", "a.zip", "a.tar.gz", "a.ndjson", "a.parquet.gz", "a"]
+)
+def test_what_is_no_text_has_a_hint(name: str) -> None:
+    assert not kind_of(name)
+    error = unknown("", name)
+    assert f"{name}: unknown kind of file" in str(error) and error.fix
+    if name in ("a.html", "a.pdf", "a.zip", "a.ndjson"):
+        assert "corpus.files" not in error.fix
+
+
+def test_a_dictionary_is_cut_by_its_rows(tmp_path: Path) -> None:
+    """Not into single rows because the dictionary that each slice has with it is large."""
+    texts = [f"{i} " * 500 for i in range(6000)]
+    column = pa.array([*texts, *texts]).dictionary_encode()
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    sizes = [(len(batch.texts), batch.counts.text_bytes) for batch in read(tmp_path / "a.parquet", 0, 1, "text")]
+    assert sum(rows for rows, _ in sizes) == 12_000
+    assert len(sizes) < 20 and max(nbytes for _, nbytes in sizes) <= CHUNK_BYTES
+
+
+cells = st.one_of(
+    st.none(),
+    st.sampled_from(
+        ["", "null", "NaN", "1984", "1e5", "true", "a,b", "tab\there", 'a "q" b', '"', "two\nlines", "\r\n", " x "]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(cells, min_size=1, max_size=6))
+def test_every_format_gives_the_same_documents(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str | None]
+) -> None:
+    """A csv or tsv file has no null: its empty fields are null, and both are dropped."""
+    folder = tmp_path_factory.mktemp("table")
+    table: Table = {"n": list(range(len(texts))), "text": [*texts]}
+    expected = [text for text in texts if text]
+    for name, write in ROWS.items():
+        found, counts = documents(written(folder, name, write(table)))
+        assert (name, found, counts.rows) == (name, expected, len(texts))
+        if name in TEXTUAL:
+            for suffix, pack in PACK.items():
+                assert documents(written(folder, name + suffix, pack(write(table))))[0] == expected, name + suffix

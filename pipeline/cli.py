@@ -5,14 +5,14 @@ import math
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_runs import evaluate, sample, status
 from pipeline.cli_shards import shards
 from pipeline.options import as_json, home, pipeline_of, print_json, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
-from train.config import DeviceName
 from train.world import is_first_to_fail, is_silent
 
 if TYPE_CHECKING:
@@ -65,15 +65,11 @@ def main() -> None:
 
 
 _config = click.argument("config", default="demo")
-_run = click.argument("run", default="demo")
 _set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
-_best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
-_device = click.option(
-    "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
-)
 _force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
 
-main.add_command(shards)
+for _verb in (evaluate, sample, status, shards):
+    main.add_command(_verb)
 
 
 @main.command()
@@ -163,92 +159,6 @@ def train(config: str, name: str | None, fresh: bool, max_hours: float, settings
     until = time.monotonic() + 3600 * max_hours
     preset, pipeline = _pipeline(config, settings, home)
     pipeline.train(name or preset, fresh=fresh, until=until)
-
-
-@main.command()
-@_run
-@click.option(
-    "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
-)
-@_best
-@_device
-@as_json
-@home
-def evaluate(run: str, tokens: int, best: bool, device: DeviceName | None, as_json: bool, home: Path) -> None:
-    """The newest checkpoint's validation loss."""
-    from pipeline import runs
-    from pipeline.layout import Layout
-
-    found = runs.evaluate(Layout(home), run, tokens, best=best, device=device)
-    if as_json:
-        print_json(found)
-        return
-    click.echo(
-        f"{run}, step {found['step']:,}: {found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
-        f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
-    )
-    for folder, loss in found.get("val_loss_by_folder", {}).items():
-        click.echo(f"  {folder}: {loss:.4f} nats/token")
-
-
-@main.command()
-@_run
-@click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
-@click.option(
-    "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 100),
-    default=0.8,
-    show_default=True,
-    help="0 takes the most likely token.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
-)
-@_best
-@_device
-@home
-def sample(
-    run: str,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    best: bool,
-    device: DeviceName | None,
-    home: Path,
-) -> None:
-    """Text from the newest checkpoint."""
-    from pipeline import runs
-    from pipeline.layout import Layout
-
-    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed, best=best, device=device)
-    click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
-
-
-@main.command()
-@as_json
-@home
-def status(as_json: bool, home: Path) -> None:
-    """What is there: token folders and runs."""
-    from pipeline.layout import Layout
-    from pipeline.status import status as look
-
-    found = look(Layout(home))
-    if as_json:
-        print_json(found)
-        return
-    if not found["tokens"] and not found["runs"]:
-        click.echo(f"nothing under {home} yet: millpond train")
-    for row in found["tokens"]:
-        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if row["tokenizer"] else ""
-        click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
-    for row in found["runs"]:
-        loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
-        saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
-        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}")
 
 
 @main.command()

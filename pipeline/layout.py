@@ -25,6 +25,11 @@ class RunPaths(NamedTuple):
         return self.root / "tokens.json"
 
     @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's own copy of its tokenizer."""
+        return self.root / "tokenizer"
+
+    @property
     def receipt(self) -> Path:
         """Written last: the run is finished."""
         return self.root / "receipt.json"

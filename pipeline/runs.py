@@ -1,27 +1,28 @@
 """A run's folder: how it begins, what it was made with, and what can be asked of it afterwards."""
 
-import logging
-import time
+import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline import config, receipt
+from pipeline import config, kept_tokenizer
 from pipeline.config import Recipe
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
-from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
+from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.fingerprint import Difference, differences, fingerprint, identity
-from shards.manifest import Manifest, decode, encode
-from train.config import DeviceName, neutral_tables
+from shards.manifest import MANIFEST, Manifest, decode, encode
+from train.config import neutral_tables
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
     from train.job import Job
 
-logger = logging.getLogger(__name__)
 MAX_NAME = 60
+_FIRST = "millpond train CONFIG --name RUN makes one"
+_OTHER_HOME = "name another home with --home DIR or MILLPOND_HOME"
 
 
 class PinnedFolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -46,14 +47,18 @@ class Pinned(PinnedFolder, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def checked_name(name: str) -> str:
     """`name`, if it can be a folder's name everywhere; ConfigError otherwise."""
-    letters = name.translate({ord(mark): None for mark in "-_."})
-    if not (letters.isascii() and letters.isalnum()) or name.startswith(".") or len(name) > MAX_NAME:
+    if not _is_name(name):
         raise ConfigError(
             f"run name {name!r}: letters, digits, '.', '-' and '_' only, {MAX_NAME} at most",
             "it is the name of a folder",
             "choose another with --name RUN",
         )
     return name
+
+
+def _is_name(name: str) -> bool:
+    letters = name.translate({ord(mark): None for mark in "-_."})
+    return letters.isascii() and letters.isalnum() and not name.startswith(".") and len(name) <= MAX_NAME
 
 
 def pin(weights: Mapping[Path, float]) -> Pinned:
@@ -74,24 +79,63 @@ def pinned(run: RunPaths) -> Pinned:
         ) from error
 
 
-def begin(run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
-    """Make the run's folder: what it is trained on, then the recipe, whose presence says that the run exists."""
+def begin(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
+    """Make the run's folder: its tokenizer, what it is trained on, then the recipe, which says that the run exists."""
     make_folder(run.root)
+    kept_tokenizer.keep(run, layout.tokens / pinned.folder)
     publish_bytes(run.tokens, encode(pinned))
     config.save(recipe, run.recipe)
 
 
-def existing(layout: Layout, name: str) -> RunPaths:
-    """The run's paths; ConfigError that lists the runs there are when there is none of that name."""
-    run = layout.run(checked_name(name))
-    if not run.recipe.exists():
-        names = sorted(path.parent.name for path in layout.runs.glob("*/run.toml"))
-        raise ConfigError(
-            f"no run {name!r} under {layout.runs}",
-            f"there are: {', '.join(names) or 'none yet'}",
-            f"millpond train CONFIG --name {name}",
-        )
-    return run
+def find(layout: Layout, asked: str | None) -> tuple[Layout, RunPaths]:
+    """A run by its name under the home or by its path, the newest run for None; and the home it is in.
+
+    ConfigError, with the name that may be meant and the home that was looked in, when there is no such run.
+    """
+    if asked is None:
+        return layout, _newest(layout)
+    if _is_name(asked) and (run := layout.run(asked)).recipe.exists():
+        return layout, run
+    path = Path(os.path.abspath(asked))  # noqa: PTH100  (Path.absolute keeps "..")
+    run = RunPaths(path.parent if path.name == RunPaths(path).recipe.name else path)
+    if _exists(run):
+        is_in_home = run.root.parent.name == layout.runs.name
+        return Layout(run.root.parent.parent) if is_in_home else layout, run
+    place = layout.runs.absolute() if _is_name(asked) else run.root.parent
+    names = _names(place)
+    near = difflib.get_close_matches(run.root.name, names, n=1, cutoff=0.5)
+    raise ConfigError(
+        f"no run {asked!r} under {place}",
+        f"did you mean {near[0]}? there are: {', '.join(names)}" if near else _there_are(names),
+        _OTHER_HOME if names else f"{_FIRST}, or {_OTHER_HOME}",
+    )
+
+
+def _exists(run: RunPaths) -> bool:
+    try:
+        return run.recipe.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def _newest(layout: Layout) -> RunPaths:
+    """The run that was trained last."""
+    names = _names(layout.runs)
+    if not names:
+        raise ConfigError(f"no run under {layout.runs.absolute()} yet", "", f"{_FIRST}, or {_OTHER_HOME}")
+    return max((layout.run(name) for name in names), key=_trained_at)
+
+
+def _trained_at(run: RunPaths) -> int:
+    return max(path.stat().st_mtime_ns for path in (run.recipe, run.metrics) if path.exists())
+
+
+def _names(place: Path) -> list[str]:
+    return sorted(path.parent.name for path in place.glob("*/run.toml"))
+
+
+def _there_are(names: list[str]) -> str:
+    return f"there are: {', '.join(names) or 'none yet'}"
 
 
 def set_aside(run: RunPaths) -> Path:
@@ -126,19 +170,31 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
         )
 
 
-def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
-    """What the trainer needs to know of a run. RefusedError when a token folder is another one of the same name."""
-    from train.job import Job
-    from train.sources import Source
-
+def require_tokens(layout: Layout, run: RunPaths, pinned: Pinned, verb: str) -> None:
+    """RefusedError unless the token folders that the run was started on are in this home, and none is another one."""
     for one in pinned.each:
         folder = layout.tokens / one.folder
+        if not (folder / MANIFEST).exists():
+            state = f"whose {MANIFEST} is missing in" if folder.exists() else "which are not in"
+            raise RefusedError(
+                f"{verb} needs the tokens {one.folder}, {state} this home, {layout.home.absolute()}",
+                f"run {run.root.name} was started on them",
+                f"millpond shards pull PLACE, if they are elsewhere (a folder, or hf://datasets/OWNER/NAME); "
+                f"millpond prepare {run.recipe} --home {layout.home}, to make them again; or {_OTHER_HOME}",
+            )
         if (found := Manifest.read(folder).fingerprint) != one.fingerprint:
             raise RefusedError(
                 f"{folder}: its fingerprint is {found[:12]}…, the run was started on {one.fingerprint[:12]}…",
                 "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
-                f"bring back what was there, or start over: --name {run.root.name} --fresh",
+                f"bring back what was there, or start over: millpond train CONFIG --name {run.root.name} --fresh",
             )
+
+
+def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
+    """What the trainer needs to know of a run."""
+    from train.job import Job
+    from train.sources import Source
+
     wanted = identity_of(recipe, pinned)
     return Job(
         recipe=fingerprint(wanted),
@@ -152,78 +208,6 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
         samples=run.samples,
         fits=layout.fits,
     )
-
-
-def evaluate(
-    layout: Layout, name: str, tokens: int, *, best: bool = False, device: DeviceName | None = None
-) -> dict[str, Any]:
-    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json.
-
-    `device` is the run's own, train.device, if none is given.
-    """
-    from train.device import autocast, pick_device, resolve_precision
-    from train.fitting import best_fit
-    from train.sources import OpenSources
-    from train.trained import load_trained
-
-    run = existing(layout, name)
-    wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
-    layout.keep_compiled()
-    place = pick_device(device or wanted.train.device)
-    precision = resolve_precision(wanted.train, place)
-    sources = OpenSources(wanted.sources, wanted.model.seq_len)
-    for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
-        shard.check_tokens()
-    vocab_size = sources.tokenizer.vocab_size
-    trained = load_trained(wanted, vocab_size, place, best=best)
-    began = time.perf_counter()
-    fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, place, wanted.fits)
-    found = sources.measure(
-        trained.model,
-        tokens,
-        fit.eval_batch,
-        lambda: autocast(place, precision),
-        document_mask=wanted.train.document_mask,
-    )
-    result: dict[str, Any] = {
-        "run": name,
-        "step": trained.step,
-        "token_folder": ", ".join(source.folder.name for source in wanted.sources),
-        "seq_len": wanted.model.seq_len,
-        **found.row(),
-    }
-    asked = {key: result[key] for key in ("run", "step", "token_folder", "val_tokens")}
-    try:
-        receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
-    except (DiskError, HostError) as error:
-        logger.warning("%s", error)  # the answer itself is not lost: a run on a disk of somebody else's may be asked
-    return result
-
-
-def sample(
-    layout: Layout,
-    name: str,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    *,
-    best: bool = False,
-    device: DeviceName | None = None,
-) -> str:
-    """Text from the newest checkpoint, or from the `best`. `device` is the run's own if none is given."""
-    from shards.reader import TokenFolder
-    from train.device import pick_device
-    from train.sample import generate
-    from train.trained import load_trained
-
-    run = existing(layout, name)
-    wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
-    place = pick_device(device or wanted.train.device)
-    first = wanted.sources[0]
-    tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
-    trained = load_trained(wanted, tokenizer.vocab_size, place, best=best)
-    return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
 
 
 def _as_before(found: list[Difference]) -> str:

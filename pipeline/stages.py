@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import mixture, receipt, runs, trackers
+from pipeline import kept_tokenizer, mixture, receipt, runs, trackers
 from pipeline.config import Recipe
 from pipeline.layout import Layout, RunPaths
 from pipeline.terminal import Row, Terminal
@@ -224,6 +224,7 @@ class Pipeline:
                     held.enter_context(self._locked(folder.name, self.layout.receipt("tokenize", folder.name)))
                 pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(weights)
                 try:
+                    runs.require_tokens(self.layout, run, pinned, "train")
                     world.first(lambda: [pinned], list[runs.Pinned])
                     trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit, world)
                 except BaseException:
@@ -233,7 +234,9 @@ class Pipeline:
                 if aside:
                     self.terminal.note(f"the run before is kept as {aside.name}")
                 if not run.recipe.exists():
-                    runs.begin(run, self.recipe, pinned)
+                    runs.begin(self.layout, run, self.recipe, pinned)
+                elif not run.tokenizer.exists():  # it was begun before runs kept one
+                    kept_tokenizer.keep(run, self.layout.tokens / pinned.folder)
             with mirrors:
                 result = trainer.run(until)
             numbers = {

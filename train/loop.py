@@ -322,6 +322,7 @@ class Trainer:
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
             identity=self.job.identity,
+            tokenizer=self.sources.folders[0].manifest.tokenizer,
             parts=self.sources.parts,
             best=self.best,
             seconds=self.meter.seconds,

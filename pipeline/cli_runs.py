@@ -1,0 +1,123 @@
+"""The verbs on runs that are there: what they reached, what they write, and which there are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from pipeline.options import as_json, home, print_json, terminal
+from train.config import DeviceName
+
+if TYPE_CHECKING:
+    from pipeline.layout import Layout, RunPaths
+
+_run = click.argument("run", required=False)
+_best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
+_device = click.option(
+    "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
+)
+
+
+@click.command()
+@_run
+@click.option(
+    "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
+)
+@_best
+@_device
+@as_json
+@home
+def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None, as_json: bool, home: Path) -> None:
+    """The validation loss of a run's newest checkpoint.
+
+    RUN is a run's name or its folder [default: the run that was trained last].
+    """
+    from pipeline import inference
+
+    found = inference.evaluate(*_found(home, run), tokens, best=best, device=device)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"{found['run']}, step {found['step']:,}: "
+        f"{found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
+        f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
+    )
+    for folder, loss in found.get("val_loss_by_folder", {}).items():
+        click.echo(f"  {folder}: {loss:.4f} nats/token")
+
+
+@click.command()
+@_run
+@click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.8,
+    show_default=True,
+    help="0 takes the most likely token.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
+)
+@_best
+@_device
+@home
+def sample(
+    run: str | None,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    best: bool,
+    device: DeviceName | None,
+    home: Path,
+) -> None:
+    """Text from a run's newest checkpoint.
+
+    RUN is a run's name or its folder [default: the run that was trained last].
+    """
+    from pipeline import inference
+
+    text = inference.sample(*_found(home, run), prompt, tokens, temperature, seed, best=best, device=device)
+    click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
+
+
+@click.command()
+@as_json
+@home
+def status(as_json: bool, home: Path) -> None:
+    """What is there: token folders and runs."""
+    from pipeline.layout import Layout
+    from pipeline.status import status as look
+
+    found = look(Layout(home))
+    if as_json:
+        print_json(found)
+        return
+    if not found["tokens"] and not found["runs"]:
+        click.echo(
+            f"nothing under {home.absolute()} yet\n"
+            "millpond train makes a first run; --home DIR or MILLPOND_HOME names another home"
+        )
+    for row in found["tokens"]:
+        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if row["tokenizer"] else ""
+        click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
+    for row in found["runs"]:
+        loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
+        saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
+        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}")
+
+
+def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":
+    """The run that is asked for, and its home. Which run is the newest is said, because nobody named it."""
+    from pipeline import runs
+    from pipeline.layout import Layout
+
+    layout, run = runs.find(Layout(home), asked)
+    if asked is None:
+        terminal().note(f"{run.root.name} is the newest run")
+    return layout, run

@@ -18,7 +18,8 @@ Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "sav
 class Job(NamedTuple):
     """What to train on what, and where to write it.
 
-    `recipe` is the fingerprint of all that can change what is learned, `identity` all of it, by table and field.
+    `recipe` is the fingerprint of all that can change what is learned, `identity` all of it, by table and field. Of a
+    run that was made longer, `earlier` has each fingerprint of before, and up to which step it was the run's.
     """
 
     recipe: str
@@ -31,10 +32,12 @@ class Job(NamedTuple):
     samples: Path
     fits: Path | None = None  # the micro-batches found on this machine, for all runs
     identity: dict[str, Any] | None = None
+    earlier: tuple[tuple[str, int], ...] = ()
 
     def require_same_recipe(self, progress: Progress) -> None:
         """RefusedError, with the fields that differ where the checkpoint has them, when it is another recipe's."""
-        if progress.recipe == self.recipe:
+        known = progress.recipe == self.recipe
+        if known or any(progress.recipe == recipe and progress.step <= until for recipe, until in self.earlier):
             return
         fields = f"  sha256 {progress.recipe[:12]}… -> {self.recipe[:12]}…; the checkpoint does not have the fields"
         if progress.identity and self.identity:

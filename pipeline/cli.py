@@ -1,17 +1,15 @@
 """The command line. No logic lives here: a verb reads its options, calls one function and prints what comes back."""
 
 import logging
-import math
 import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_runs import evaluate, sample, status
+from pipeline.cli_runs import evaluate, resume, sample, status
 from pipeline.cli_shards import shards
-from pipeline.options import as_json, home, pipeline_of, print_json, terminal
+from pipeline.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
 from train.world import is_first_to_fail, is_silent
 
@@ -65,16 +63,15 @@ def main() -> None:
 
 
 _config = click.argument("config", default="demo")
-_set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
 _force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
 
-for _verb in (evaluate, sample, status, shards):
+for _verb in (resume, evaluate, sample, status, shards):
     main.add_command(_verb)
 
 
 @main.command()
 @_config
-@_set
+@settings
 @click.option("--dry-run", is_flag=True, help="Only say what it would take.")
 @home
 def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -> None:
@@ -88,7 +85,7 @@ def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -
 
 @main.command()
 @_config
-@_set
+@settings
 @as_json
 @home
 def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> None:
@@ -108,7 +105,7 @@ def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> N
 
 @main.command()
 @_config
-@_set
+@settings
 @_force
 @home
 def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
@@ -119,7 +116,7 @@ def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> No
 
 @main.command()
 @_config
-@_set
+@settings
 @_force
 @home
 def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
@@ -130,7 +127,7 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 
 @main.command()
 @_config
-@_set
+@settings
 @_force
 @home
 def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
@@ -143,20 +140,12 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @_config
 @click.option("--name", metavar="RUN", help="The run's name [default: the config's].")
 @click.option("--fresh", is_flag=True, help="Start the run over; what it has is set aside.")
-@click.option(
-    "--max-hours",
-    type=click.FloatRange(0, min_open=True),
-    default=math.inf,
-    metavar="H",
-    help="After so long save and exit with 75; the same command goes on.",
-)
-@_set
+@max_hours
+@settings
 @home
 def train(config: str, name: str | None, fresh: bool, max_hours: float, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
-    if math.isnan(max_hours):
-        raise click.BadParameter("nan is no number of hours", param_hint="--max-hours")
-    until = time.monotonic() + 3600 * max_hours
+    until = deadline(max_hours)
     preset, pipeline = _pipeline(config, settings, home)
     pipeline.train(name or preset, fresh=fresh, until=until)
 

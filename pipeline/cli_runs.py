@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from pipeline.options import as_json, home, print_json, terminal
+from pipeline.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
 from train.config import DeviceName
+from train.world import is_silent
 
 if TYPE_CHECKING:
     from pipeline.layout import Layout, RunPaths
@@ -16,6 +17,42 @@ _best = click.option("--best", is_flag=True, help="The checkpoint with the best 
 _device = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
 )
+
+
+@click.command()
+@_run
+@click.option("--steps", type=click.IntRange(1, 2**40), metavar="N", help="Make the run N steps long in all.")
+@click.option("--tokens", type=click.IntRange(1, 2**50), metavar="N", help="Make the run N tokens long in all.")
+@max_hours
+@_device
+@settings
+@home
+def resume(
+    run: str | None,
+    steps: int | None,
+    tokens: int | None,
+    max_hours: float,
+    device: DeviceName | None,
+    settings: tuple[str, ...],
+    home: Path,
+) -> None:
+    """Train a run on from where it stopped, with its own settings and tokens.
+
+    RUN is a run's name or its folder [default: the run that was trained last]. --steps or --tokens makes a run
+    longer, also one that is finished, and says what its learning rate does. --set overrides for this time what
+    cannot change the result, for example train.micro_batch or train.log_every.
+    """
+    from pipeline.config import load_run
+    from pipeline.extension import Length
+
+    if steps and tokens:
+        raise click.UsageError("--steps and --tokens are two ways to say how long: use one of them")
+    until = deadline(max_hours)
+    layout, found = _found(home, run)
+    chosen = (*settings, f"train.device={device}") if device else settings
+    pipeline = pipeline_of(str(found.recipe), load_run(found.recipe, chosen), layout.home)
+    length = Length(steps or 0, tokens or 0) if steps or tokens else None
+    pipeline.resume(found, length=length, until=until)
 
 
 @click.command()
@@ -118,6 +155,6 @@ def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":
     from pipeline.layout import Layout
 
     layout, run = runs.find(Layout(home), asked)
-    if asked is None:
+    if asked is None and not is_silent():
         terminal().note(f"{run.root.name} is the newest run")
     return layout, run

@@ -34,6 +34,10 @@ class RunPaths(NamedTuple):
         """Written last: the run is finished."""
         return self.root / "receipt.json"
 
+    def former_receipt(self, steps: int) -> Path:
+        """The receipt of the end that the run had after `steps` steps, before it was made longer."""
+        return self.root / f"receipt-{steps:06}.json"
+
     @property
     def evaluation(self) -> Path:
         """The receipt of the newest evaluation."""

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,17 @@ class Pinned(PinnedFolder, frozen=True, kw_only=True, forbid_unknown_fields=True
     def each(self) -> tuple[PinnedFolder, ...]:
         """All of them."""
         return (self, *self.others)
+
+    def are_in(self, layout: Layout) -> bool:
+        """Whether all of them are in this home."""
+        return all((layout.tokens / one.folder / MANIFEST).exists() for one in self.each)
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A run as the process that leads it tells it to those that train with it."""
+
+    pinned: Pinned
+    recipe: Recipe
 
 
 def checked_name(name: str) -> str:
@@ -162,12 +173,31 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
     found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted, neutral_tables())
     if found:
-        raise RefusedError(
-            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
-            "going on with other settings would be neither the one run nor the other",
-            _as_before(found)
-            + "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
-        )
+        raise drifted(run, found)
+
+
+def drifted(run: RunPaths, found: Sequence[Difference | str], way_out: str = "") -> RefusedError:
+    """Why the run is not the one that is asked for, `found` by line, and the ways out, `way_out` among them."""
+    name = run.root.name
+    found = [each for each in found if not (isinstance(each, Difference) and each.field == "train.earlier")] or found
+    ways = [f"millpond resume {name} resumes it with its own settings", *([way_out] if way_out else [])]
+    if longer := _longer(found):
+        ways.insert(0, f"millpond resume {name} {longer} makes it longer")
+    ways.append("millpond train with --name OTHER starts a new run, with --fresh this one over (what it has is kept)")
+    return RefusedError(
+        f"run {name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
+        "resuming would mix two different configurations",
+        "; ".join(ways),
+    )
+
+
+def _longer(found: Sequence[Difference | str]) -> str:
+    """The option that asks for what was found, where that is only a greater length."""
+    lengths = {each.field: each for each in found if isinstance(each, Difference)}
+    for field in ("train.steps", "train.tokens"):
+        if len(lengths) == len(found) == 1 and field in lengths and lengths[field].now > lengths[field].before > 0:
+            return f"--{field.removeprefix('train.')} {lengths[field].now}"
+    return ""
 
 
 def require_tokens(layout: Layout, run: RunPaths, pinned: Pinned, verb: str) -> None:
@@ -207,18 +237,16 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
         metrics=run.metrics,
         samples=run.samples,
         fits=layout.fits,
+        earlier=tuple(_earlier(recipe, pinned)),
     )
 
 
-def _as_before(found: list[Difference]) -> str:
-    """The settings with which the run resumes; nothing where it was made from other tokens."""
-    if any(each.before is None or not each.field.startswith(("model.", "optim.", "train.")) for each in found):
-        return ""
-    words = {
-        each.field: each.before if isinstance(each.before, str) else msgspec.json.encode(each.before).decode()
-        for each in found
-    }
-    return " ".join(f"--set {field}={word}" for field, word in words.items()) + " to resume it, "
+def _earlier(recipe: Recipe, pinned: Pinned) -> Iterator[tuple[str, int]]:
+    """The fingerprints of a run before it was made longer, each with the step up to which it was the run's."""
+    for i, length in enumerate(recipe.train.earlier):
+        before = {"tokens": length.tokens, "steps": length.steps, "earlier": recipe.train.earlier[:i]}
+        train = msgspec.structs.replace(recipe.train, **before)
+        yield fingerprint(identity_of(msgspec.structs.replace(recipe, train=train), pinned)), length.until
 
 
 def _pin(folder: Path, weight: float) -> PinnedFolder:

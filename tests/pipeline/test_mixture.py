@@ -99,8 +99,9 @@ def test_a_mixture_is_trained_and_measured(home: Home) -> None:
     assert refused(drift, 1, 4) == [
         "error: run mixed exists and was made with another recipe:",
         f"  tokens.mix.{home.left}: 0.7 -> 1.0",
-        "going on with other settings would be neither the one run nor the other",
-        "to mend: --name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
+        "resuming would mix two different configurations",
+        "to mend: millpond resume mixed resumes it with its own settings; millpond train with --name OTHER starts a "
+        "new run, with --fresh this one over (what it has is kept)",
     ]
     single = run("train", home.recipe, "--set", f"tokens.mix={{{home.left}=0.7}}", home=home)
     assert refused(single, 1, 5)[1:3] == [

@@ -145,8 +145,9 @@ def status(as_json: bool, home: Path) -> None:
         click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
     for row in found["runs"]:
         loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
+        elsewhere = "" if row["tokens_here"] else ", its tokens are not here"
         saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
-        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}")
+        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}{elsewhere}")
 
 
 def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":

@@ -86,7 +86,7 @@ def pinned(run: RunPaths) -> Pinned:
         raise CorruptError(
             f"{run.tokens}: cannot be read: {error if isinstance(error, OSError) else error.what}",
             "it says which tokens the run was started on",
-            f"restore it, or start the run over: --name {run.root.name} --fresh",
+            f"restore it, or start the run over: millpond train CONFIG --name {run.root.name} --fresh",
         ) from error
 
 

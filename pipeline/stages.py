@@ -332,7 +332,7 @@ class Pipeline:
                 raise RefusedError(
                     f"{target.replace('-', ' ', 1)}: another process is working on it",
                     "two would overwrite each other's checkpoints",
-                    "wait for it, or use another --name",
+                    "wait for it, or millpond train with another --name",
                 )
             self.terminal.note(f"another process is working on {target}; waiting for it")
 

@@ -27,10 +27,12 @@ def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, 
     folder = job.checkpoints
     saved = checkpoints.load_best(folder) if best else checkpoints.load_latest(folder)
     if saved is None:
+        name = folder.parent.name
         raise RefusedError(
             f"{folder}: no checkpoint",
             "the run has not come to its first one, or they were removed",
-            "wait for it, or train again, with --fresh if the run says that it is done",
+            f"wait for it, or millpond resume {name}; if that says it is done, "
+            f"millpond train with --name {name} --fresh",
         )
     job.require_same_recipe(saved.progress)
     model = Model(job.model, tokenizer.vocab_size)

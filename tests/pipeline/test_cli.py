@@ -144,6 +144,8 @@ def test_status(home: Path, tmp_path: Path) -> None:
     assert [folder["state"] for folder in found["tokens"]] == ["complete"]
     tiny = next(row for row in found["runs"] if row["run"] == "tiny")
     assert (tiny["state"], tiny["step"], tiny["checkpoint"]) == ("done", 60, "step-000060")
+    assert (tiny["tokenizer"], tiny["vocab_size"], tiny["tokens_here"]) == ("bpe-512", 512, True)
+    assert tiny["token_folders"] == [folder["folder"] for folder in found["tokens"]]
     assert "run     tiny" in run("status", "--home", home).stdout
     nothing = run("status", "--home", tmp_path / "none").stdout
     assert nothing.startswith(f"nothing under {tmp_path}/none yet\n") and "--home DIR or MILLPOND_HOME" in nothing

@@ -147,3 +147,14 @@ def test_damage_to_the_kept_tokenizer(home: Path) -> None:
     path = run_of(home).tokenizer / "tokenizer.tiktoken"
     path.write_bytes(path.read_bytes()[:-9])
     assert f"{path}: sha256 is" in run("sample", "tiny", "--home", home, code=4).stderr
+
+
+def test_status_says_where_the_tokens_are(trained: Path, elsewhere: Path) -> None:
+    for home, here in ((trained, True), (elsewhere, False)):
+        (row,) = json.loads(run("status", "--json", "--home", home).stdout)["runs"]
+        assert row["token_folders"] == [tokens_of(trained).name]
+        assert (row["tokens_here"], row["tokenizer"], row["vocab_size"]) == (here, "bpe-512", 512)
+        assert ("its tokens are not here" in run("status", "--home", home).stdout) != here
+    run_of(elsewhere).tokens.write_text("garbage")
+    (row,) = json.loads(run("status", "--json", "--home", elsewhere).stdout)["runs"]
+    assert (row["token_folders"], row["tokenizer"], row["state"]) == ([], None, "done")

@@ -5,7 +5,7 @@ PYTHON ?= python3
 PROMPT ?= The
 
 millpond := .venv/bin/millpond
-named_run := $(if $(filter-out file,$(origin RUN) $(origin CONFIG)),"$(RUN)")
+named_run := $(if $(filter-out file,$(origin RUN) $(origin CONFIG)),$(if $(RUN),"$(RUN)"))
 hours := $(if $(MAXHOURS),--max-hours "$(MAXHOURS)")
 settings := $(foreach setting,$(SET),--set '$(setting)')
 

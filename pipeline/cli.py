@@ -147,7 +147,7 @@ def train(config: str, name: str | None, fresh: bool, max_hours: float, settings
     """Prepare what is missing, then train, evaluate and print samples."""
     until = deadline(max_hours)
     preset, pipeline = _pipeline(config, settings, home)
-    pipeline.train(name or preset, fresh=fresh, until=until)
+    pipeline.train(name or _run_of(Path(config)) or preset, fresh=fresh, until=until)
 
 
 @main.command()
@@ -176,6 +176,14 @@ def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str,
 
     name, recipe = load(config, settings)
     return name, pipeline_of(config, recipe, home)
+
+
+def _run_of(config: Path) -> str:
+    """The run whose own run.toml is given; none for another recipe."""
+    from pipeline.layout import RunPaths
+
+    run = RunPaths(config.absolute().parent)
+    return run.root.name if config.name == run.recipe.name and run.tokens.exists() else ""
 
 
 def _plan(pipeline: "Pipeline", *, say: bool) -> "Plan":

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pipeline import config, mixture, runs
 from pipeline.config import Recipe
 from pipeline.layout import Layout, RunPaths
@@ -43,6 +45,18 @@ def refuse_before_work(layout: Layout, run: RunPaths, recipe: Recipe) -> None:
         raise runs.drifted(run, found)
 
 
+def refuse_to_resume(run: RunPaths, recipe: Recipe, pinned: runs.Pinned) -> None:
+    """RefusedError when settings make `recipe` another one than the run's; ConfigError when they would be ignored."""
+    made = config.load_run(run.recipe)
+    if ignored := differences(_texts(made), _texts(recipe)):
+        raise ConfigError(
+            "these settings would have no effect:\n" + "\n".join(map(str, ignored)),
+            f"run {run.root.name} is resumed on the tokens that it was started on",
+            "leave them out, or start another run: millpond train CONFIG --name OTHER",
+        )
+    runs.refuse_drift(run, runs.identity_of(recipe, pinned))
+
+
 def refuse_other_tokens(layout: Layout, run: RunPaths, folder: str, corpus: "Corpus") -> None:
     """RefusedError, with the files that changed, when the run was started on another token folder than `folder`."""
     if not run.recipe.exists():
@@ -77,6 +91,10 @@ def with_ways_out(layout: Layout, run: RunPaths) -> Iterator[None]:
         if not pinned.others:
             fix += f", or --set tokens.folder={pinned.folder}"
         raise ConfigError(error.what, error.why, fix) from error
+
+
+def _texts(recipe: Recipe) -> dict[str, Any]:
+    return {"corpus": msgspec.to_builtins(recipe.corpus), "tokens": msgspec.to_builtins(recipe.tokens)}
 
 
 def _tables(recipe: Recipe) -> dict[str, Any]:

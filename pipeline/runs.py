@@ -99,7 +99,9 @@ def begin(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> None
 
 
 def find(layout: Layout, asked: str | None) -> tuple[Layout, RunPaths]:
-    """A run by its name under the home or by its path, the newest run for None; and the home it is in.
+    """A run by its name under the home or by its path, the newest run for None; and its home.
+
+    The home is the run's own if that has tokens, else `layout`: a run can be copied without its tokens.
 
     ConfigError, with the name that may be meant and the home that was looked in, when there is no such run.
     """
@@ -110,8 +112,8 @@ def find(layout: Layout, asked: str | None) -> tuple[Layout, RunPaths]:
     path = Path(os.path.abspath(asked))  # noqa: PTH100  (Path.absolute keeps "..")
     run = RunPaths(path.parent if path.name == RunPaths(path).recipe.name else path)
     if _exists(run):
-        is_in_home = run.root.parent.name == layout.runs.name
-        return Layout(run.root.parent.parent) if is_in_home else layout, run
+        own = Layout(run.root.parent.parent)
+        return own if own.run(run.root.name) == run and own.tokens.exists() else layout, run
     place = layout.runs.absolute() if _is_name(asked) else run.root.parent
     names = _names(place)
     near = difflib.get_close_matches(run.root.name, names, n=1, cutoff=0.5)

@@ -232,7 +232,7 @@ class Pipeline:
         if length or not run.receipt.exists():
             self.require_device()
         pinned = runs.pinned(run)
-        runs.refuse_drift(run, runs.identity_of(self.recipe, pinned))
+        drift.refuse_to_resume(run, self.recipe, pinned)
         runs.require_tokens(self.layout, run, pinned, "resume")
         for one in pinned.each:
             self.verify(self.layout.tokens / one.folder)

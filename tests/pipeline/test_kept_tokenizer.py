@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from harness import litter, tree
 
+from pipeline import kept_tokenizer
 from pipeline.cli import main
 from pipeline.layout import Layout, RunPaths
 from prepare import vocabulary
-from shards import Manifest, TokenFolder, Tokenizer
+from shards import HostError, Manifest, TokenFolder, Tokenizer
 from shards.manifest import encode
 from train import checkpoint as checkpoints
 
@@ -104,6 +105,19 @@ def test_a_run_of_the_version_before(trained: Path, home: Path, elsewhere: Path)
     assert tree(run_of(home).tokenizer) == tree(run_of(trained).tokenizer)
     shutil.rmtree(home / "tokens")
     assert run("sample", "tiny", *SAMPLE, "--home", home).stdout == expected
+
+
+def test_a_run_that_cannot_be_written_to(
+    trained: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise HostError("read-only")
+
+    monkeypatch.setattr(kept_tokenizer, "keep", fail)
+    shutil.rmtree(run_of(home).tokenizer)
+    expected = run("sample", "tiny", *SAMPLE, "--home", trained).stdout
+    assert run("sample", "tiny", *SAMPLE, "--home", home).stdout == expected
+    assert "read-only\nthe run does not keep its tokenizer" in caplog.text
 
 
 def test_training_adds_it_too(tiny_toml: Path, trained: Path, home: Path) -> None:

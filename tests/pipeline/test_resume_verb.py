@@ -150,6 +150,19 @@ def test_what_can_is_refused(home: Path, setting: str) -> None:
     assert tree(run_of(home).root) == before
 
 
+@pytest.mark.parametrize("setting", ["tokens.val_fraction=0.3", "corpus.files=other.txt", "tokens.workers=7"])
+def test_what_would_be_ignored_is_refused(home: Path, setting: str) -> None:
+    said = run("resume", "tiny", "--set", setting, "--home", home, code=2).stderr
+    assert f"error: these settings would have no effect:\n  {setting.split('=')[0]}: " in said
+
+
+def test_training_with_the_recipe_of_the_run(home: Path) -> None:
+    """It is the run itself that is meant, with and without its name."""
+    for options in ((), ("--name", "tiny")):
+        assert "already done" in run("train", run_of(home).recipe, *options, "--home", home).stderr
+    assert [path.name for path in (home / "runs").iterdir()] == ["tiny"]
+
+
 def test_options_that_cannot_be(home: Path) -> None:
     for options in (("--steps", 20, "--tokens", 9999), ("--steps", 0), ("--tokens", -1), ("--max-hours", "nan")):
         run("resume", "tiny", *options, "--home", home, code=2)

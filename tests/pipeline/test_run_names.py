@@ -59,6 +59,8 @@ def test_a_run_that_lies_in_no_home(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "runs" / "first", tmp_path / "a copy")
     assert run("sample", tmp_path / "a copy", "--tokens", 2).stdout.startswith("The")
     assert run("evaluate", tmp_path / "a copy", "--tokens", 64, "--home", home).exit_code == 0
+    shutil.copytree(home / "runs" / "first", tmp_path / "backup" / "runs" / "first")  # a home without tokens
+    assert run("evaluate", tmp_path / "backup" / "runs" / "first", "--tokens", 64, "--home", home).exit_code == 0
 
 
 def test_the_newest_run_is_the_default_and_is_named(beside: Path) -> None:

@@ -27,7 +27,7 @@ train: $(millpond) ## Prepare what is missing, train, evaluate, print samples (M
 	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(hours) $(settings)
 
 resume: $(millpond) ## Train a run on; the newest without RUN (STEPS=N or TOKENS=N makes it longer)
-	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours)
+	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours) $(settings)
 
 evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
 	@$(millpond) evaluate "$(RUN)"

@@ -58,18 +58,14 @@ class Begun(msgspec.Struct, frozen=True):
 
 def checked_name(name: str) -> str:
     """`name`, if it can be a folder's name everywhere; ConfigError otherwise."""
-    if not _is_name(name):
+    letters = name.translate({ord(mark): None for mark in "-_."})
+    if not (letters.isascii() and letters.isalnum()) or name.startswith(".") or len(name) > MAX_NAME:
         raise ConfigError(
             f"run name {name!r}: letters, digits, '.', '-' and '_' only, {MAX_NAME} at most",
             "it is the name of a folder",
             "choose another with --name RUN",
         )
     return name
-
-
-def _is_name(name: str) -> bool:
-    letters = name.translate({ord(mark): None for mark in "-_."})
-    return letters.isascii() and letters.isalnum() and not name.startswith(".") and len(name) <= MAX_NAME
 
 
 def pin(weights: Mapping[Path, float]) -> Pinned:
@@ -107,14 +103,15 @@ def find(layout: Layout, asked: str | None) -> tuple[Layout, RunPaths]:
     """
     if asked is None:
         return layout, _newest(layout)
-    if _is_name(asked) and (run := layout.run(asked)).recipe.exists():
+    is_name = Path(asked).name == asked != ".."
+    if is_name and _exists(run := layout.run(asked)):
         return layout, run
     path = Path(os.path.abspath(asked))  # noqa: PTH100  (Path.absolute keeps "..")
     run = RunPaths(path.parent if path.name == RunPaths(path).recipe.name else path)
     if _exists(run):
         own = Layout(run.root.parent.parent)
         return own if own.run(run.root.name) == run and own.tokens.exists() else layout, run
-    place = layout.runs.absolute() if _is_name(asked) else run.root.parent
+    place = layout.runs.absolute() if is_name else run.root.parent
     names = _names(place)
     near = difflib.get_close_matches(run.root.name, names, n=1, cutoff=0.5)
     raise ConfigError(
@@ -207,12 +204,14 @@ def require_tokens(layout: Layout, run: RunPaths, pinned: Pinned, verb: str) -> 
     for one in pinned.each:
         folder = layout.tokens / one.folder
         if not (folder / MANIFEST).exists():
+            tokens = config.load_run(run.recipe).tokens
+            again = f"millpond prepare {run.recipe} --home {layout.home} makes them again; "
             state = f"whose {MANIFEST} is missing in" if folder.exists() else "which are not in"
             raise RefusedError(
                 f"{verb} needs the tokens {one.folder}, {state} this home, {layout.home.absolute()}",
                 f"run {run.root.name} was started on them",
-                f"millpond shards pull PLACE, if they are elsewhere (a folder, or hf://datasets/OWNER/NAME); "
-                f"millpond prepare {run.recipe} --home {layout.home}, to make them again; or {_OTHER_HOME}",
+                f"millpond shards pull PLACE brings them, from a folder or hf://datasets/OWNER/NAME; "
+                f"{'' if tokens.folder or tokens.mix else again}or {_OTHER_HOME}",
             )
         if (found := Manifest.read(folder).fingerprint) != one.fingerprint:
             raise RefusedError(

@@ -17,6 +17,7 @@ from shards import HostError, Manifest, TokenFolder, Tokenizer
 from shards.manifest import encode
 from train import checkpoint as checkpoints
 
+ONE_STEP = ("--set", "train.steps=1")
 SAMPLE = ("--prompt", "Return the", "--tokens", 12)
 
 
@@ -87,6 +88,14 @@ def test_the_command_that_evaluate_names_makes_the_tokens(trained: Path, elsewhe
     run("evaluate", "tiny", "--home", elsewhere)
 
 
+def test_a_run_of_a_folder_that_is_named_cannot_prepare_it(tiny_toml: Path, home: Path) -> None:
+    folder = tokens_of(home)
+    run("train", tiny_toml, "--name", "named", "--set", f"tokens.folder={folder.name}", "--home", home, *ONE_STEP)
+    shutil.rmtree(folder)
+    said = run("evaluate", "named", "--home", home, code=1).stderr
+    assert "millpond shards pull" in said and "millpond prepare" not in said
+
+
 def test_a_token_folder_without_its_manifest(home: Path) -> None:
     (tokens_of(home) / "manifest.json").unlink()
     said = run("evaluate", "tiny", "--home", home, code=1).stderr
@@ -155,6 +164,15 @@ def test_weights_that_do_not_say_their_tokenizer(trained: Path, home: Path) -> N
     replace_tokenizer(home, TokenFolder(tokens_of(home)).tokenizer.tokens[:300])
     said = run("sample", "tiny", "--home", home, code=1).stderr
     assert "was trained with 512 embeddings, the tokenizer here is other (301 tokens, " in said
+
+
+def test_what_a_killed_beginning_left_is_replaced(tiny_toml: Path, trained: Path, home: Path) -> None:
+    """The tokenizer is there before run.toml says that the run is; the next run of the name may be another one."""
+    kept = Layout(home).run("next").tokenizer
+    kept.mkdir(parents=True)
+    (kept / "tokenizer.tiktoken").write_text("of another vocabulary")
+    run("train", tiny_toml, "--name", "next", "--set", "train.steps=1", "--home", home)
+    assert tree(kept) == tree(run_of(trained).tokenizer)
 
 
 def test_damage_to_the_kept_tokenizer(home: Path) -> None:

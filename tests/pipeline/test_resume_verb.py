@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,25 @@ def test_what_the_learning_rate_does_is_said(
     run("resume", schedule, "--home", home)
     rates = {row["step"]: row["lr"] for row in read_rows(run_of(home, schedule).metrics) if "lr" in row}
     assert said == [float(f"{rates[step]:.2e}") for step in (12, 13, 64)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        ((), ""),
+        (("RUN=",), ""),
+        (("RUN=first", "STEPS=90"), "first --steps 90"),
+        (("CONFIG=texts/letters.toml", "TOKENS=9"), "letters --tokens 9"),
+        (("RUN=a", "MAXHOURS=2"), "a --max-hours 2"),
+    ],
+)
+def test_make_forwards_it(variables: tuple[str, ...], arguments: str) -> None:
+    root = Path(__file__).parents[2]
+    clean = {name: value for name, value in os.environ.items() if name not in ("RUN", "CONFIG", "MAKEFLAGS")}
+    done = subprocess.run(
+        ["make", "-n", "resume", *variables], cwd=root, env=clean, capture_output=True, text=True, check=True
+    )
+    assert shlex.split(done.stdout.splitlines()[-1]) == [".venv/bin/millpond", "resume", *arguments.split()]
 
 
 def test_max_hours(home: Path) -> None:

@@ -63,6 +63,13 @@ def test_a_run_that_lies_in_no_home(home: Path, tmp_path: Path) -> None:
     assert run("evaluate", tmp_path / "backup" / "runs" / "first", "--tokens", 64, "--home", home).exit_code == 0
 
 
+def test_any_name_that_a_run_has(home: Path, tmp_path: Path) -> None:
+    """Starting over gives a name with .1 at its end, which may be longer than one that may be chosen."""
+    name = "x" * 60 + ".1"
+    shutil.copytree(home / "runs" / "first", tmp_path / "runs" / name)
+    assert run("sample", name, "--tokens", 2, "--home", tmp_path).stdout.startswith("The")
+
+
 def test_the_newest_run_is_the_default_and_is_named(beside: Path) -> None:
     for newest in ("second", "first"):
         os.utime(beside / "runs" / newest / "metrics.jsonl")

@@ -34,7 +34,7 @@ def evaluate(
     sources = OpenSources(wanted.sources, wanted.model.seq_len)
     for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()
-    tokenizer = sources.folders[0].manifest.tokenizer
+    tokenizer = sources.tokenizer_record
     trained = load_trained(wanted, tokenizer, place, best=best)
     began = time.perf_counter()
     fit = best_fit(wanted.model, wanted.optim, wanted.train, tokenizer.vocab_size, place, wanted.fits)
@@ -82,6 +82,7 @@ def sample(
     pinned = runs.pinned(run)
     wanted = runs.job(layout, run, config.load_run(run.recipe), pinned)
     place = pick_device(device or wanted.train.device)
-    kept = kept_tokenizer.load(layout, run, pinned.folder)
+    kept = kept_tokenizer.load(layout, run, pinned)
     trained = load_trained(wanted, kept.record, place, best=best)
+    kept_tokenizer.add(layout, run, pinned)
     return generate(trained.model, kept.tokenizer, prompt, tokens, temperature=temperature, seed=seed)

@@ -3,13 +3,16 @@
 import hashlib
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, published_folder, read_whole
 from shards.errors import CorruptError, MillpondError, RefusedError
 from shards.manifest import MANIFEST, Manifest, TokenizerRecord, decode, encode
 from shards.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pipeline.runs import PinnedFolder
 
 logger = logging.getLogger(__name__)
 RECORD = "record.json"
@@ -46,26 +49,31 @@ def record_of(run: RunPaths) -> TokenizerRecord | None:
     return decode(read_whole(path, _MAX_BYTES), TokenizerRecord, path) if run.tokenizer.exists() else None
 
 
-def load(layout: Layout, run: RunPaths, folder: str) -> Kept:
-    """The run's tokenizer. A run without one gets it now from `folder`, its token folder.
+def load(layout: Layout, run: RunPaths, pinned: "PinnedFolder") -> Kept:
+    """The run's tokenizer; that of its token folder for a run from before runs kept one.
 
     RefusedError when neither has it.
     """
     if (record := record_of(run)) is not None:
         return Kept(Tokenizer.of_folder(run.tokenizer, record), record)
-    tokens = layout.tokens / folder
-    if not (tokens / MANIFEST).exists():
+    tokens = layout.tokens / pinned.folder
+    manifest = Manifest.read(tokens) if (tokens / MANIFEST).exists() else None
+    if manifest is None or manifest.fingerprint != pinned.fingerprint:
         raise RefusedError(
-            f"run {run.root.name} was begun before runs kept their tokenizer, and its tokens, {folder}, "
-            f"are not in this home, {layout.home.absolute()}",
+            f"run {run.root.name} was begun before runs kept their tokenizer, and its tokens, {pinned.folder}, "
+            f"are not in this home, {layout.home.absolute()}"
+            + (": those of this name are other ones" * bool(manifest)),
             "without the tokenizer, ids cannot be turned into text",
-            f"copy the folder tokens/{folder} here from the home where the run was trained; "
+            f"copy the folder tokens/{pinned.folder} here from the home where the run was trained; "
             "after that the run keeps its tokenizer",
         )
-    record = Manifest.read(tokens).tokenizer
-    tokenizer = Tokenizer.of_folder(tokens, record)
+    return Kept(Tokenizer.of_folder(tokens, manifest.tokenizer), manifest.tokenizer)
+
+
+def add(layout: Layout, run: RunPaths, pinned: "PinnedFolder") -> None:
+    """Have a run from before runs kept their tokenizer keep it, if it can be written to."""
     try:
-        keep(run, tokens)
-    except MillpondError as error:
-        logger.warning("%s\nthe run does not keep its tokenizer", error.what)  # a run of somebody else's may be asked
-    return Kept(tokenizer, record)
+        if not run.tokenizer.exists():
+            keep(run, layout.tokens / pinned.folder)
+    except MillpondError as error:  # a run of somebody else's may be asked
+        logger.warning("%s\nthe run does not keep its tokenizer", error.what)

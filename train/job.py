@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import RefusedError
 from shards.fingerprint import differences
+from shards.manifest import TokenizerRecord
 from train.checkpoint import Best, Progress
 from train.config import ModelConfig, OptimConfig, TrainConfig, neutral_tables
 from train.evaluate import Evaluation
@@ -48,6 +49,27 @@ class Job(NamedTuple):
             "run.toml or tokens.json was edited, or the checkpoint copied: its weights belong to its own recipe",
             "undo that; or millpond train with --name OTHER for a new run, with --fresh to start this one over",
         )
+
+
+def require_same_tokenizer(progress: Progress, tokenizer: TokenizerRecord) -> None:
+    """RefusedError when the checkpoint was trained on other ids than those of `tokenizer`, as far as it says that."""
+    before = progress.tokenizer
+    if before is not None and before.ranks_sha256 != tokenizer.ranks_sha256:
+        raise other_tokenizer(progress, said(before), tokenizer)
+
+
+def other_tokenizer(progress: Progress, before: str, tokenizer: TokenizerRecord) -> RefusedError:
+    """Why `tokenizer` is none for weights that were trained with `before`."""
+    return RefusedError(
+        f"the checkpoint of step {progress.step} was trained with {before}, the tokenizer here is {said(tokenizer)}",
+        "with another tokenizer every id means something else",
+        "bring back the tokenizer or the token folder that the run was started with",
+    )
+
+
+def said(tokenizer: TokenizerRecord) -> str:
+    """A tokenizer in words."""
+    return f"{tokenizer.name} ({tokenizer.vocab_size:,} tokens, sha256 {tokenizer.ranks_sha256[:12]}…)"
 
 
 class Result(NamedTuple):

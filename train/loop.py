@@ -28,7 +28,7 @@ from train.device import (
 from train.evaluate import Evaluation
 from train.fitting import Fit, best_fit
 from train.guard import Guard
-from train.job import Emit, Job, Result
+from train.job import Emit, Job, Result, require_same_tokenizer
 from train.loader import TokenLoader
 from train.memory import cap_memory
 from train.meter import Meter
@@ -322,7 +322,7 @@ class Trainer:
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
             identity=self.job.identity,
-            tokenizer=self.sources.folders[0].manifest.tokenizer,
+            tokenizer=self.sources.tokenizer_record,
             parts=self.sources.parts,
             best=self.best,
             seconds=self.meter.seconds,
@@ -345,6 +345,7 @@ class Trainer:
         """
         progress = saved.progress
         self.job.require_same_recipe(progress)
+        require_same_tokenizer(progress, self.sources.tokenizer_record)
         if progress.parts != self.sources.parts:
             raise CorruptError(
                 f"{self.job.checkpoints}: the checkpoint is of {progress.parts} parts, the run of {self.sources.parts}",

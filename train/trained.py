@@ -7,8 +7,7 @@ import torch
 from shards.errors import RefusedError
 from shards.manifest import TokenizerRecord
 from train import checkpoint as checkpoints
-from train.checkpoint import Checkpoint
-from train.job import Job
+from train.job import Job, other_tokenizer, require_same_tokenizer
 from train.model import Model
 
 
@@ -36,29 +35,8 @@ def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, 
         )
     job.require_same_recipe(saved.progress)
     model = Model(job.model, tokenizer.vocab_size)
-    _require_same_tokenizer(saved, tokenizer, model.embed.num_embeddings)
+    require_same_tokenizer(saved.progress, tokenizer)
+    if (rows := len(saved.model["embed.weight"])) != model.embed.num_embeddings:  # an older checkpoint says no more
+        raise other_tokenizer(saved.progress, f"{rows:,} embeddings", tokenizer)
     model.load_state_dict(saved.model)
     return Trained(model.to(device).eval(), saved.progress.step)
-
-
-def _require_same_tokenizer(saved: Checkpoint, tokenizer: TokenizerRecord, rows: int) -> None:
-    """RefusedError unless the weights were trained on the ids of `tokenizer`, for which a model has `rows` embeddings.
-
-    A checkpoint from before the tokenizer was in it has only the number of its own embeddings to tell.
-    """
-    before, found = saved.progress.tokenizer, len(saved.model["embed.weight"])
-    if before is not None and before.ranks_sha256 != tokenizer.ranks_sha256:
-        theirs = _said(before)
-    elif found != rows:
-        theirs = f"{found:,} embeddings"
-    else:
-        return
-    raise RefusedError(
-        f"the checkpoint of step {saved.step} was trained with {theirs}, the tokenizer here is {_said(tokenizer)}",
-        "with another tokenizer every id means something else",
-        "bring back the tokenizer or the token folder that the run was started with",
-    )
-
-
-def _said(tokenizer: TokenizerRecord) -> str:
-    return f"{tokenizer.name} ({tokenizer.vocab_size:,} tokens, sha256 {tokenizer.ranks_sha256[:12]}…)"

@@ -153,6 +153,28 @@ def test_a_tokenizer_that_is_not_that_of_the_weights(home: Path, change: str) ->
     assert f"the tokenizer here is other ({len(tokens) + 1} tokens, sha256 " in said
 
 
+def test_training_refuses_it_too(tiny_toml: Path, home: Path) -> None:
+    """In the token folder itself, forged so that its fingerprint and its shards still fit."""
+    folder = tokens_of(home)
+    tokens = TokenFolder(folder).tokenizer.tokens
+    record = vocabulary.save(Tokenizer("bpe-512", [*tokens[:-2], tokens[-1], tokens[-2]]), folder)
+    msgspec.structs.replace(Manifest.read(folder), tokenizer=record).write(folder)
+    for verb in (("resume", "tiny", "--steps", 8), ("evaluate", "tiny")):
+        said = run(*verb, "--home", home, code=1).stderr
+        assert "step 4 was trained with bpe-512 (512 tokens, sha256 " in said
+
+
+def test_an_old_run_does_not_take_the_tokenizer_of_another_folder(tiny_toml: Path, home: Path) -> None:
+    shutil.rmtree(run_of(home).tokenizer)
+    folder = tokens_of(home)
+    run("prepare", tiny_toml, "--set", "tokens.val_fraction=0.2", "--home", home / "other")
+    shutil.rmtree(folder)
+    tokens_of(home / "other").rename(folder)
+    said = run("sample", "tiny", "--home", home, code=1).stderr
+    assert "those of this name are other ones" in said
+    assert not run_of(home).tokenizer.exists()
+
+
 def test_weights_that_do_not_say_their_tokenizer(trained: Path, home: Path) -> None:
     """As in a checkpoint of the version before: the number of embeddings is compared."""
     saved = checkpoints.load_latest(run_of(home).checkpoints)

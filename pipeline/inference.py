@@ -36,6 +36,7 @@ def evaluate(
         shard.check_tokens()
     tokenizer = sources.tokenizer_record
     trained = load_trained(wanted, tokenizer, place, best=best)
+    kept_tokenizer.add(layout, run, pinned)
     began = time.perf_counter()
     fit = best_fit(wanted.model, wanted.optim, wanted.train, tokenizer.vocab_size, place, wanted.fits)
     found = sources.measure(

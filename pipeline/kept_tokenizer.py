@@ -59,10 +59,10 @@ def load(layout: Layout, run: RunPaths, pinned: "PinnedFolder") -> Kept:
     tokens = layout.tokens / pinned.folder
     manifest = Manifest.read(tokens) if (tokens / MANIFEST).exists() else None
     if manifest is None or manifest.fingerprint != pinned.fingerprint:
+        others = "" if manifest is None else ": those of this name are other ones"
         raise RefusedError(
             f"run {run.root.name} was begun before runs kept their tokenizer, and its tokens, {pinned.folder}, "
-            f"are not in this home, {layout.home.absolute()}"
-            + (": those of this name are other ones" * bool(manifest)),
+            f"are not in this home, {layout.home.absolute()}{others}",
             "without the tokenizer, ids cannot be turned into text",
             f"copy the folder tokens/{pinned.folder} here from the home where the run was trained; "
             "after that the run keeps its tokenizer",

@@ -5,6 +5,7 @@ PYTHON ?= python3
 PROMPT ?= The
 
 millpond := .venv/bin/millpond
+named_run := $(if $(filter-out file,$(origin RUN) $(origin CONFIG)),$(if $(RUN),"$(RUN)"))
 hours := $(if $(MAXHOURS),--max-hours "$(MAXHOURS)")
 settings := $(foreach setting,$(SET),--set '$(setting)')
 
@@ -24,6 +25,9 @@ plan: $(millpond) ## What preparing takes, before it begins
 
 train: $(millpond) ## Prepare what is missing, train, evaluate, print samples (MAXHOURS=8 saves and stops)
 	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(hours) $(settings)
+
+resume: $(millpond) ## Train a run on; the newest without RUN (STEPS=N or TOKENS=N makes it longer)
+	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours) $(settings)
 
 evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
 	@$(millpond) evaluate "$(RUN)"
@@ -64,4 +68,4 @@ $(millpond): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help prepare plan train evaluate sample status doctor test check bench bench-gpu
+.PHONY: help prepare plan train resume evaluate sample status doctor test check bench bench-gpu

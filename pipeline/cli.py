@@ -1,18 +1,16 @@
 """The command line. No logic lives here: a verb reads its options, calls one function and prints what comes back."""
 
 import logging
-import math
 import signal
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli_runs import evaluate, resume, sample, status
 from pipeline.cli_shards import shards
-from pipeline.options import as_json, home, pipeline_of, print_json, terminal
+from pipeline.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
-from train.config import DeviceName
 from train.world import is_first_to_fail, is_silent
 
 if TYPE_CHECKING:
@@ -65,20 +63,15 @@ def main() -> None:
 
 
 _config = click.argument("config", default="demo")
-_run = click.argument("run", default="demo")
-_set = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
-_best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
-_device = click.option(
-    "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
-)
 _force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
 
-main.add_command(shards)
+for _verb in (resume, evaluate, sample, status, shards):
+    main.add_command(_verb)
 
 
 @main.command()
 @_config
-@_set
+@settings
 @click.option("--dry-run", is_flag=True, help="Only say what it would take.")
 @home
 def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -> None:
@@ -92,7 +85,7 @@ def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -
 
 @main.command()
 @_config
-@_set
+@settings
 @as_json
 @home
 def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> None:
@@ -112,7 +105,7 @@ def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> N
 
 @main.command()
 @_config
-@_set
+@settings
 @_force
 @home
 def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
@@ -123,7 +116,7 @@ def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> No
 
 @main.command()
 @_config
-@_set
+@settings
 @_force
 @home
 def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
@@ -134,7 +127,7 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 
 @main.command()
 @_config
-@_set
+@settings
 @_force
 @home
 def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
@@ -147,108 +140,14 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @_config
 @click.option("--name", metavar="RUN", help="The run's name [default: the config's].")
 @click.option("--fresh", is_flag=True, help="Start the run over; what it has is set aside.")
-@click.option(
-    "--max-hours",
-    type=click.FloatRange(0, min_open=True),
-    default=math.inf,
-    metavar="H",
-    help="After so long save and exit with 75; the same command goes on.",
-)
-@_set
+@max_hours
+@settings
 @home
 def train(config: str, name: str | None, fresh: bool, max_hours: float, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
-    if math.isnan(max_hours):
-        raise click.BadParameter("nan is no number of hours", param_hint="--max-hours")
-    until = time.monotonic() + 3600 * max_hours
+    until = deadline(max_hours)
     preset, pipeline = _pipeline(config, settings, home)
-    pipeline.train(name or preset, fresh=fresh, until=until)
-
-
-@main.command()
-@_run
-@click.option(
-    "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
-)
-@_best
-@_device
-@as_json
-@home
-def evaluate(run: str, tokens: int, best: bool, device: DeviceName | None, as_json: bool, home: Path) -> None:
-    """The newest checkpoint's validation loss."""
-    from pipeline import runs
-    from pipeline.layout import Layout
-
-    found = runs.evaluate(Layout(home), run, tokens, best=best, device=device)
-    if as_json:
-        print_json(found)
-        return
-    click.echo(
-        f"{run}, step {found['step']:,}: {found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
-        f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
-    )
-    for folder, loss in found.get("val_loss_by_folder", {}).items():
-        click.echo(f"  {folder}: {loss:.4f} nats/token")
-
-
-@main.command()
-@_run
-@click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
-@click.option(
-    "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 100),
-    default=0.8,
-    show_default=True,
-    help="0 takes the most likely token.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
-)
-@_best
-@_device
-@home
-def sample(
-    run: str,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    best: bool,
-    device: DeviceName | None,
-    home: Path,
-) -> None:
-    """Text from the newest checkpoint."""
-    from pipeline import runs
-    from pipeline.layout import Layout
-
-    text = runs.sample(Layout(home), run, prompt, tokens, temperature, seed, best=best, device=device)
-    click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
-
-
-@main.command()
-@as_json
-@home
-def status(as_json: bool, home: Path) -> None:
-    """What is there: token folders and runs."""
-    from pipeline.layout import Layout
-    from pipeline.status import status as look
-
-    found = look(Layout(home))
-    if as_json:
-        print_json(found)
-        return
-    if not found["tokens"] and not found["runs"]:
-        click.echo(f"nothing under {home} yet: millpond train")
-    for row in found["tokens"]:
-        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if row["tokenizer"] else ""
-        click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
-    for row in found["runs"]:
-        loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
-        saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
-        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}")
+    pipeline.train(name or _run_of(Path(config)) or preset, fresh=fresh, until=until)
 
 
 @main.command()
@@ -277,6 +176,14 @@ def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str,
 
     name, recipe = load(config, settings)
     return name, pipeline_of(config, recipe, home)
+
+
+def _run_of(config: Path) -> str:
+    """The run whose own run.toml is given; none for another recipe."""
+    from pipeline.layout import RunPaths
+
+    run = RunPaths(config.absolute().parent)
+    return run.root.name if config.name == run.recipe.name and run.tokens.exists() else ""
 
 
 def _plan(pipeline: "Pipeline", *, say: bool) -> "Plan":

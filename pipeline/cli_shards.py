@@ -33,7 +33,10 @@ def ls(as_json: bool, home: Path) -> None:
         print_json([row._asdict() for row in rows])
         return
     if not rows:
-        click.echo(f"no token folder under {home} yet: millpond prepare")
+        click.echo(
+            f"no token folder under {home.absolute()} yet\n"
+            "millpond prepare makes one; --home DIR or MILLPOND_HOME names another home"
+        )
     for row in rows:
         tokens = (row.train_tokens + row.val_tokens) / 1e6
         click.echo(f"{row.folder:<32} {tokens:>10,.1f} M tokens  {row.nbytes / 1e6:>10,.1f} MB  {row.state}")

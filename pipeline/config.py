@@ -49,8 +49,8 @@ def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
     return path.stem, _convert(data, str(path), settings)
 
 
-def load_run(path: Path) -> Recipe:
-    """The recipe that was written beside a run.
+def load_run(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
+    """The recipe that was written beside a run, `settings` laid over it.
 
     A field that is not in it did not exist then, or was None: it gets its neutral value if it has one, whatever the
     default is by now.
@@ -59,7 +59,9 @@ def load_run(path: Path) -> Recipe:
     for table, kind in get_type_hints(Recipe).items():
         if isinstance(fields := data.get(table, {}), dict):
             data[table] = neutral(kind) | fields
-    return _convert(data, str(path))
+    for setting in settings:
+        _set(data, setting)
+    return _convert(data, str(path), settings)
 
 
 def save(recipe: Recipe, path: Path) -> None:

@@ -25,9 +25,18 @@ class RunPaths(NamedTuple):
         return self.root / "tokens.json"
 
     @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's own copy of its tokenizer."""
+        return self.root / "tokenizer"
+
+    @property
     def receipt(self) -> Path:
         """Written last: the run is finished."""
         return self.root / "receipt.json"
+
+    def former_receipt(self, steps: int) -> Path:
+        """The receipt of the end that the run had after `steps` steps, before it was made longer."""
+        return self.root / f"receipt-{steps:06}.json"
 
     @property
     def evaluation(self) -> Path:

@@ -1,6 +1,8 @@
 """What several verbs share: the options they have in common, and the way from them to the stages."""
 
 import json
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +16,14 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+settings = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
+max_hours = click.option(
+    "--max-hours",
+    type=click.FloatRange(0, min_open=True),
+    default=math.inf,
+    metavar="H",
+    help="Checkpoint and exit (code 75) after H hours; run it again to resume.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program to read.")
 
 
@@ -27,6 +37,13 @@ def home(command: F) -> F:
         show_default=True,
         help="Where shards and runs are kept (also MILLPOND_HOME).",
     )(command)
+
+
+def deadline(max_hours: float) -> float:
+    """When, by time.monotonic(), so many hours from now are over."""
+    if math.isnan(max_hours):
+        raise click.BadParameter("nan is no number of hours", param_hint="--max-hours")
+    return time.monotonic() + 3600 * max_hours
 
 
 def terminal() -> "Terminal":

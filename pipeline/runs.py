@@ -1,27 +1,28 @@
 """A run's folder: how it begins, what it was made with, and what can be asked of it afterwards."""
 
-import logging
-import time
-from collections.abc import Mapping
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline import config, receipt
+from pipeline import config, kept_tokenizer
 from pipeline.config import Recipe
 from pipeline.layout import Layout, RunPaths
 from shards.atomic import make_folder, move, publish_bytes
-from shards.errors import ConfigError, CorruptError, DiskError, HostError, RefusedError
+from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.fingerprint import Difference, differences, fingerprint, identity
-from shards.manifest import Manifest, decode, encode
-from train.config import DeviceName, neutral_tables
+from shards.manifest import MANIFEST, Manifest, decode, encode
+from train.config import neutral_tables
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
     from train.job import Job
 
-logger = logging.getLogger(__name__)
 MAX_NAME = 60
+_FIRST = "millpond train CONFIG --name RUN makes one"
+_OTHER_HOME = "name another home with --home DIR or MILLPOND_HOME"
 
 
 class PinnedFolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -42,6 +43,17 @@ class Pinned(PinnedFolder, frozen=True, kw_only=True, forbid_unknown_fields=True
     def each(self) -> tuple[PinnedFolder, ...]:
         """All of them."""
         return (self, *self.others)
+
+    def are_in(self, layout: Layout) -> bool:
+        """Whether all of them are in this home."""
+        return all((layout.tokens / one.folder / MANIFEST).exists() for one in self.each)
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """A run as the process that leads it tells it to those that train with it."""
+
+    pinned: Pinned
+    recipe: Recipe
 
 
 def checked_name(name: str) -> str:
@@ -70,28 +82,70 @@ def pinned(run: RunPaths) -> Pinned:
         raise CorruptError(
             f"{run.tokens}: cannot be read: {error if isinstance(error, OSError) else error.what}",
             "it says which tokens the run was started on",
-            f"restore it, or start the run over: --name {run.root.name} --fresh",
+            f"restore it, or start the run over: millpond train CONFIG --name {run.root.name} --fresh",
         ) from error
 
 
-def begin(run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
-    """Make the run's folder: what it is trained on, then the recipe, whose presence says that the run exists."""
+def begin(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
+    """Make the run's folder: its tokenizer, what it is trained on, then the recipe, which says that the run exists."""
     make_folder(run.root)
+    kept_tokenizer.keep(run, layout.tokens / pinned.folder)
     publish_bytes(run.tokens, encode(pinned))
     config.save(recipe, run.recipe)
 
 
-def existing(layout: Layout, name: str) -> RunPaths:
-    """The run's paths; ConfigError that lists the runs there are when there is none of that name."""
-    run = layout.run(checked_name(name))
-    if not run.recipe.exists():
-        names = sorted(path.parent.name for path in layout.runs.glob("*/run.toml"))
-        raise ConfigError(
-            f"no run {name!r} under {layout.runs}",
-            f"there are: {', '.join(names) or 'none yet'}",
-            f"millpond train CONFIG --name {name}",
-        )
-    return run
+def find(layout: Layout, asked: str | None) -> tuple[Layout, RunPaths]:
+    """A run by its name under the home or by its path, the newest run for None; and its home.
+
+    The home is the run's own if that has tokens, else `layout`: a run can be copied without its tokens.
+
+    ConfigError, with the name that may be meant and the home that was looked in, when there is no such run.
+    """
+    if asked is None:
+        return layout, _newest(layout)
+    is_name = Path(asked).name == asked != ".."
+    if is_name and _exists(run := layout.run(asked)):
+        return layout, run
+    path = Path(os.path.abspath(asked))  # noqa: PTH100  (Path.absolute keeps "..")
+    run = RunPaths(path.parent if path.name == RunPaths(path).recipe.name else path)
+    if _exists(run):
+        own = Layout(run.root.parent.parent)
+        return own if own.run(run.root.name) == run and own.tokens.exists() else layout, run
+    place = layout.runs.absolute() if is_name else run.root.parent
+    names = _names(place)
+    near = difflib.get_close_matches(run.root.name, names, n=1, cutoff=0.5)
+    raise ConfigError(
+        f"no run {asked!r} under {place}",
+        f"did you mean {near[0]}? there are: {', '.join(names)}" if near else _there_are(names),
+        _OTHER_HOME if names else f"{_FIRST}, or {_OTHER_HOME}",
+    )
+
+
+def _exists(run: RunPaths) -> bool:
+    try:
+        return run.recipe.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def _newest(layout: Layout) -> RunPaths:
+    """The run that was trained last."""
+    names = _names(layout.runs)
+    if not names:
+        raise ConfigError(f"no run under {layout.runs.absolute()} yet", "", f"{_FIRST}, or {_OTHER_HOME}")
+    return max((layout.run(name) for name in names), key=_trained_at)
+
+
+def _trained_at(run: RunPaths) -> int:
+    return max(path.stat().st_mtime_ns for path in (run.recipe, run.metrics) if path.exists())
+
+
+def _names(place: Path) -> list[str]:
+    return sorted(path.parent.name for path in place.glob("*/run.toml"))
+
+
+def _there_are(names: list[str]) -> str:
+    return f"there are: {', '.join(names) or 'none yet'}"
 
 
 def set_aside(run: RunPaths) -> Path:
@@ -118,27 +172,60 @@ def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
     found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted, neutral_tables())
     if found:
-        raise RefusedError(
-            f"run {run.root.name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
-            "going on with other settings would be neither the one run nor the other",
-            _as_before(found)
-            + "--name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
-        )
+        raise drifted(run, found)
 
 
-def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
-    """What the trainer needs to know of a run. RefusedError when a token folder is another one of the same name."""
-    from train.job import Job
-    from train.sources import Source
+def drifted(run: RunPaths, found: Sequence[Difference | str], way_out: str = "") -> RefusedError:
+    """Why the run is not the one that is asked for, `found` by line, and the ways out, `way_out` among them."""
+    name = run.root.name
+    found = [each for each in found if not (isinstance(each, Difference) and each.field == "train.earlier")] or found
+    ways = [f"millpond resume {name} resumes it with its own settings", *([way_out] if way_out else [])]
+    if longer := _longer(found):
+        ways.insert(0, f"millpond resume {name} {longer} makes it longer")
+    ways.append("millpond train with --name OTHER starts a new run, with --fresh this one over (what it has is kept)")
+    return RefusedError(
+        f"run {name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
+        "resuming would mix two different configurations",
+        "; ".join(ways),
+    )
 
+
+def _longer(found: Sequence[Difference | str]) -> str:
+    """The option that asks for what was found, where that is only a greater length."""
+    lengths = {each.field: each for each in found if isinstance(each, Difference)}
+    for field in ("train.steps", "train.tokens"):
+        if len(lengths) == len(found) == 1 and field in lengths and lengths[field].now > lengths[field].before > 0:
+            return f"--{field.removeprefix('train.')} {lengths[field].now}"
+    return ""
+
+
+def require_tokens(layout: Layout, run: RunPaths, pinned: Pinned, verb: str) -> None:
+    """RefusedError unless the token folders that the run was started on are in this home, and none is another one."""
     for one in pinned.each:
         folder = layout.tokens / one.folder
+        if not (folder / MANIFEST).exists():
+            tokens = config.load_run(run.recipe).tokens
+            again = f"millpond prepare {run.recipe} --home {layout.home} makes them again; "
+            state = f"whose {MANIFEST} is missing in" if folder.exists() else "which are not in"
+            raise RefusedError(
+                f"{verb} needs the tokens {one.folder}, {state} this home, {layout.home.absolute()}",
+                f"run {run.root.name} was started on them",
+                f"millpond shards pull PLACE brings them, from a folder or hf://datasets/OWNER/NAME; "
+                f"{'' if tokens.folder or tokens.mix else again}or {_OTHER_HOME}",
+            )
         if (found := Manifest.read(folder).fingerprint) != one.fingerprint:
             raise RefusedError(
                 f"{folder}: its fingerprint is {found[:12]}…, the run was started on {one.fingerprint[:12]}…",
                 "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
-                f"bring back what was there, or start over: --name {run.root.name} --fresh",
+                f"bring back what was there, or start over: millpond train CONFIG --name {run.root.name} --fresh",
             )
+
+
+def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
+    """What the trainer needs to know of a run."""
+    from train.job import Job
+    from train.sources import Source
+
     wanted = identity_of(recipe, pinned)
     return Job(
         recipe=fingerprint(wanted),
@@ -151,90 +238,16 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
         metrics=run.metrics,
         samples=run.samples,
         fits=layout.fits,
+        earlier=tuple(_earlier(recipe, pinned)),
     )
 
 
-def evaluate(
-    layout: Layout, name: str, tokens: int, *, best: bool = False, device: DeviceName | None = None
-) -> dict[str, Any]:
-    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json.
-
-    `device` is the run's own, train.device, if none is given.
-    """
-    from train.device import autocast, pick_device, resolve_precision
-    from train.fitting import best_fit
-    from train.sources import OpenSources
-    from train.trained import load_trained
-
-    run = existing(layout, name)
-    wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
-    layout.keep_compiled()
-    place = pick_device(device or wanted.train.device)
-    precision = resolve_precision(wanted.train, place)
-    sources = OpenSources(wanted.sources, wanted.model.seq_len)
-    for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
-        shard.check_tokens()
-    vocab_size = sources.tokenizer.vocab_size
-    trained = load_trained(wanted, vocab_size, place, best=best)
-    began = time.perf_counter()
-    fit = best_fit(wanted.model, wanted.optim, wanted.train, vocab_size, place, wanted.fits)
-    found = sources.measure(
-        trained.model,
-        tokens,
-        fit.eval_batch,
-        lambda: autocast(place, precision),
-        document_mask=wanted.train.document_mask,
-    )
-    result: dict[str, Any] = {
-        "run": name,
-        "step": trained.step,
-        "token_folder": ", ".join(source.folder.name for source in wanted.sources),
-        "seq_len": wanted.model.seq_len,
-        **found.row(),
-    }
-    asked = {key: result[key] for key in ("run", "step", "token_folder", "val_tokens")}
-    try:
-        receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
-    except (DiskError, HostError) as error:
-        logger.warning("%s", error)  # the answer itself is not lost: a run on a disk of somebody else's may be asked
-    return result
-
-
-def sample(
-    layout: Layout,
-    name: str,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    *,
-    best: bool = False,
-    device: DeviceName | None = None,
-) -> str:
-    """Text from the newest checkpoint, or from the `best`. `device` is the run's own if none is given."""
-    from shards.reader import TokenFolder
-    from train.device import pick_device
-    from train.sample import generate
-    from train.trained import load_trained
-
-    run = existing(layout, name)
-    wanted = job(layout, run, config.load_run(run.recipe), pinned(run))
-    place = pick_device(device or wanted.train.device)
-    first = wanted.sources[0]
-    tokenizer = TokenFolder(first.folder, parts=first.parts).tokenizer
-    trained = load_trained(wanted, tokenizer.vocab_size, place, best=best)
-    return generate(trained.model, tokenizer, prompt, tokens, temperature=temperature, seed=seed)
-
-
-def _as_before(found: list[Difference]) -> str:
-    """The settings with which the run resumes; nothing where it was made from other tokens."""
-    if any(each.before is None or not each.field.startswith(("model.", "optim.", "train.")) for each in found):
-        return ""
-    words = {
-        each.field: each.before if isinstance(each.before, str) else msgspec.json.encode(each.before).decode()
-        for each in found
-    }
-    return " ".join(f"--set {field}={word}" for field, word in words.items()) + " to resume it, "
+def _earlier(recipe: Recipe, pinned: Pinned) -> Iterator[tuple[str, int]]:
+    """The fingerprints of a run before it was made longer, each with the step up to which it was the run's."""
+    for i, length in enumerate(recipe.train.earlier):
+        before = {"tokens": length.tokens, "steps": length.steps, "earlier": recipe.train.earlier[:i]}
+        train = msgspec.structs.replace(recipe.train, **before)
+        yield fingerprint(identity_of(msgspec.structs.replace(recipe, train=train), pinned)), length.until
 
 
 def _pin(folder: Path, weight: float) -> PinnedFolder:

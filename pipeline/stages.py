@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import mixture, receipt, runs, trackers
+from pipeline import config, drift, extension, kept_tokenizer, mixture, receipt, runs, trackers
 from pipeline.config import Recipe
+from pipeline.extension import Length
 from pipeline.layout import Layout, RunPaths
 from pipeline.terminal import Row, Terminal
 from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
@@ -91,14 +92,16 @@ class Pipeline:
         finally:
             corpus.close()
 
-    def tokenize(self, corpus: "Corpus", *, force: bool = False) -> Path:
-        """The corpus's token folder, holding at least `max_tokens`."""
+    def tokenize(self, corpus: "Corpus", *, force: bool = False, run: RunPaths | None = None) -> Path:
+        """The corpus's token folder, holding at least `max_tokens`. RefusedError when `run` was started on another."""
         from pipeline.tokens import TokenRecipe
         from prepare import estimate
         from prepare.build import tokenize
 
         tokens, wanted = self.recipe.tokens, TokenRecipe(self.layout, self.recipe, corpus)
         folder = self.layout.token_folder(corpus.record.name, wanted.fingerprint)
+        if run:
+            drift.refuse_other_tokens(self.layout, run, folder.name, corpus)
         path = self.layout.receipt("tokenize", folder.name)
         with self._locked(folder.name, path):
             sweep(folder.parent, folder.name)
@@ -160,18 +163,21 @@ class Pipeline:
         what = "" if done else f"  {nbytes / 1e6:,.1f} MB, every byte as it was written"
         self.terminal.stage("verify", folder.name + what, done=done)
 
-    def prepare(self, *, force_verify: bool = False) -> dict[Path, float]:
-        """fetch, tokenize, verify; or the token folders that the recipe names, verified. Each with its weight."""
+    def prepare(self, *, force_verify: bool = False, run: RunPaths | None = None) -> dict[Path, float]:
+        """fetch, tokenize, verify; or the token folders that the recipe names, verified. Each with its weight.
+
+        RefusedError, before anything is tokenized, when `run` was started on other tokens.
+        """
         weights = mixture.given(self.layout, self.recipe.tokens)
         for folder in weights:
             self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
-        weights = weights or {self.tokenize(self.fetch()): 1.0}
+        weights = weights or {self.tokenize(self.fetch(), run=run): 1.0}
         for folder in weights:
             self.verify(folder, force=force_verify)
         return weights
 
     def train(self, name: str, *, fresh: bool = False, until: float = math.inf) -> None:
-        """Prepare what is missing, then train the run `name`, or go on with it, or say that it is done.
+        """Prepare what is missing, then train the run `name`, or resume it, or say that it is done.
 
         OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
         """
@@ -179,82 +185,131 @@ class Pipeline:
         with joined(self.recipe.train.device) as world:
             rank_share(self.recipe.model, self.recipe.train, world.size)  # what cannot be is refused before any work
             if world.is_first:
-                self._lead(world, name, run, until, fresh=fresh)
+                self._begin(world, run, until, fresh=fresh)
             else:
                 self._follow(world, run, until)
 
-    def _lead(self, world: World, name: str, run: RunPaths, until: float, *, fresh: bool) -> None:
-        """What the one process that writes does: all of it."""
+    def resume(self, run: RunPaths, *, length: Length | None = None, until: float = math.inf) -> None:
+        """Train a run, whose recipe this is, on the tokens that it was started on, from where it stopped to its end.
+
+        A `length` makes it longer first. OutOfTime as `train` has it.
+        """
+        with joined(self.recipe.train.device) as world:
+            rank_share(self.recipe.model, self.recipe.train, world.size)
+            if world.is_first:
+                self._resume(world, run, until, length)
+            else:
+                self._follow(world, run, until)
+
+    def _begin(self, world: World, run: RunPaths, until: float, *, fresh: bool) -> None:
+        """What the one process that writes does for `train`: all of it."""
         trackers.require(self.recipe.train.trackers)
         if fresh or not run.receipt.exists():  # a run that is done needs no device
             self.require_device()
-        weights = self.prepare()
-        wanted = runs.identity_of(self.recipe, runs.pin(weights))
-        print_ = fingerprint(wanted)
-        with self._locked(f"run-{name}", run.receipt, wait=False):
-            sweep(run.root)
-            sweep(run.checkpoints)
+        if fresh:
+            weights = self.prepare()
+        else:
+            drift.refuse_before_work(self.layout, run, self.recipe)
+            with drift.with_ways_out(self.layout, run):
+                weights = self.prepare(run=run)
+        with self._held(run):
             aside = runs.set_aside(run) if fresh and run.root.exists() else None
+            pinned = runs.pin(weights)
             if run.recipe.exists():
-                runs.refuse_drift(run, wanted)
+                runs.refuse_drift(run, runs.identity_of(self.recipe, pinned))
+                pinned = runs.pinned(run)
             elif run.checkpoints.exists():
                 raise RefusedError(
                     f"{run.recipe}: is missing, and there are checkpoints",
                     "what they were made with is not known any more",
-                    f"restore it, or start over: millpond train {self.config} --name {name} --fresh",
+                    f"restore it, or start over: millpond train {self.config} --name {run.root.name} --fresh",
                 )
-            done = receipt.read(run.receipt, print_)
-            steps, loss = (done.result.get(key) if done else None for key in ("steps", "val_loss"))
-            if isinstance(steps, int) and isinstance(loss, float):
-                what = f"{name}  {steps:,} steps, validation {loss:.4f}"
-                self.terminal.stage("train", what, done=True)
-                world.first(lambda: [], list[runs.Pinned])  # nothing for the others to do
-                return
-            from train.loop import Trainer
+            self._train(world, run, pinned, until, aside)
 
-            began = time.perf_counter()
-            mirrors = trackers.Trackers(self.recipe.train.trackers, run, self.recipe)
+    def _resume(self, world: World, run: RunPaths, until: float, length: Length | None) -> None:
+        """What the one process that writes does for `resume`."""
+        trackers.require(self.recipe.train.trackers)
+        if length or not run.receipt.exists():
+            self.require_device()
+        pinned = runs.pinned(run)
+        drift.refuse_to_resume(run, self.recipe, pinned)
+        runs.require_tokens(self.layout, run, pinned, "resume")
+        for one in pinned.each:
+            self.verify(self.layout.tokens / one.folder)
+        with self._held(run):
+            if length:
+                job = runs.job(self.layout, run, config.load_run(run.recipe), pinned)
+                for line in extension.extend(run, job, length):
+                    self.terminal.note(line)
+                self.recipe = extension.with_length_of(self.recipe, config.load_run(run.recipe))
+            self._train(world, run, pinned, until)
 
-            def emit(kind: str, row: Row) -> None:
-                self.terminal.training(kind, row)
-                mirrors.training(kind, row)
+    @contextmanager
+    def _held(self, run: RunPaths) -> Iterator[None]:
+        """Keep other processes away from the run, and sweep what a killed one left of it."""
+        with self._locked(f"run-{run.root.name}", run.receipt, wait=False):
+            sweep(run.root)
+            sweep(run.checkpoints)
+            yield
 
-            with ExitStack() as held:  # until the run names them
-                for folder in sorted(weights):
-                    held.enter_context(self._locked(folder.name, self.layout.receipt("tokenize", folder.name)))
-                pinned = runs.pinned(run) if run.recipe.exists() else runs.pin(weights)
-                try:
-                    world.first(lambda: [pinned], list[runs.Pinned])
-                    trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit, world)
-                except BaseException:
-                    if aside:
-                        move(aside, run.root)  # what cannot begin does not push aside what was
-                    raise
+    def _train(self, world: World, run: RunPaths, pinned: runs.Pinned, until: float, aside: Path | None = None) -> None:
+        """Train the run, which begins now if it does not exist. `aside` is what comes back when it cannot begin."""
+        name, print_ = run.root.name, fingerprint(runs.identity_of(self.recipe, pinned))
+        done = receipt.read(run.receipt, print_)
+        steps, loss = (done.result.get(key) if done else None for key in ("steps", "val_loss"))
+        if isinstance(steps, int) and isinstance(loss, float):
+            what = f"{name}  {steps:,} steps, validation {loss:.4f}"
+            self.terminal.stage("train", what, done=True)
+            world.first(lambda: [], list[runs.Begun])  # nothing for the others to do
+            return
+        from train.loop import Trainer
+
+        began = time.perf_counter()
+        mirrors = trackers.Trackers(self.recipe.train.trackers, run, self.recipe)
+
+        def emit(kind: str, row: Row) -> None:
+            self.terminal.training(kind, row)
+            mirrors.training(kind, row)
+
+        with ExitStack() as held:  # until the run names them
+            for folder in sorted(one.folder for one in pinned.each):
+                held.enter_context(self._locked(folder, self.layout.receipt("tokenize", folder)))
+            try:
+                runs.require_tokens(self.layout, run, pinned, "train")
+                world.first(lambda: [runs.Begun(pinned, self.recipe)], list[runs.Begun])
+                trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit, world)
+            except BaseException:
                 if aside:
-                    self.terminal.note(f"the run before is kept as {aside.name}")
-                if not run.recipe.exists():
-                    runs.begin(run, self.recipe, pinned)
-            with mirrors:
-                result = trainer.run(until)
-            numbers = {
-                "steps": result.steps,
-                "tokens": result.tokens,
-                "val_loss": result.evaluation.loss,
-                "val_bpb": result.evaluation.bpb,
-                "val_tokens": result.evaluation.tokens,
-                "weights_sha256": result.weights_sha256,
-            }
-            if result.best:
-                numbers |= {"best_step": result.best.step, "best_val_loss": result.best.val_loss}
-            receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
-            self.terminal.finished(name, run, numbers)
+                    move(aside, run.root)  # what cannot begin does not push aside what was
+                raise
+            if aside:
+                self.terminal.note(f"the run before is kept as {aside.name}")
+            if not run.recipe.exists():
+                runs.begin(self.layout, run, self.recipe, pinned)
+            elif not run.tokenizer.exists():  # it was begun before runs kept one
+                kept_tokenizer.keep(run, self.layout.tokens / pinned.folder)
+        with mirrors:
+            result = trainer.run(until)
+        numbers = {
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "val_loss": result.evaluation.loss,
+            "val_bpb": result.evaluation.bpb,
+            "val_tokens": result.evaluation.tokens,
+            "weights_sha256": result.weights_sha256,
+        }
+        if result.best:
+            numbers |= {"best_step": result.best.step, "best_val_loss": result.best.val_loss}
+        receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
+        self.terminal.finished(name, run, numbers)
 
     def _follow(self, world: World, run: RunPaths, until: float) -> None:
         """What the other processes do: wait until the tokens are there, and train."""
-        for pinned in world.first(lambda: [], list[runs.Pinned]):
+        for begun in world.first(lambda: [], list[runs.Begun]):
             from train.loop import Trainer
 
-            Trainer(runs.job(self.layout, run, self.recipe, pinned), self.terminal.training, world).run(until)
+            job = runs.job(self.layout, run, begun.recipe, begun.pinned)
+            Trainer(job, self.terminal.training, world).run(until)
 
     def engine(self) -> "EngineName":
         """What encodes on this machine: tiktoken where the fast engine is not installed, and that is said."""
@@ -277,7 +332,7 @@ class Pipeline:
                 raise RefusedError(
                     f"{target.replace('-', ' ', 1)}: another process is working on it",
                     "two would overwrite each other's checkpoints",
-                    "wait for it, or use another --name",
+                    "wait for it, or millpond train with another --name",
                 )
             self.terminal.note(f"another process is working on {target}; waiting for it")
 

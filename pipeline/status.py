@@ -1,27 +1,30 @@
 """What is there: token folders and runs, read from their manifests, receipts and metrics alone."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipeline import folders
+from pipeline import folders, kept_tokenizer, runs
 from pipeline.layout import Layout, RunPaths
+from shards.errors import MillpondError
 
 TAIL_BYTES = 1 << 16
 
 
 def status(layout: Layout) -> dict[str, list[dict[str, Any]]]:
     """Every token folder and every run under the home. What cannot be read says so in its own row."""
-    runs = sorted(path.parent for path in layout.runs.glob("*/run.toml"))
+    paths = sorted(path.parent for path in layout.runs.glob("*/run.toml"))
     return {
         "tokens": [row._asdict() for row in folders.table(layout)],
-        "runs": [_run(RunPaths(path)) for path in runs],
+        "runs": [_run(layout, RunPaths(path)) for path in paths],
     }
 
 
-def _run(run: RunPaths) -> dict[str, Any]:
+def _run(layout: Layout, run: RunPaths) -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.root.name, "state": "done" if run.receipt.exists() else "unfinished"}
+    row |= _trained_on(layout, run)
     for found in _tail(run.metrics):
         for key in ("step", "tokens", "loss", "val_loss", "tok_per_s", "stall_percent"):
             if isinstance(found.get(key), int | float):
@@ -29,6 +32,17 @@ def _run(run: RunPaths) -> dict[str, Any]:
     steps = sorted(run.checkpoints.glob("step-*"))
     row["checkpoint"] = steps[-1].name if steps else None
     return row
+
+
+def _trained_on(layout: Layout, run: RunPaths) -> dict[str, Any]:
+    """The run's token folders, whether they are in this home, and the tokenizer that it keeps."""
+    found: dict[str, Any] = {"token_folders": [], "tokens_here": False, "tokenizer": None, "vocab_size": None}
+    with suppress(MillpondError):
+        pinned = runs.pinned(run)
+        found |= {"token_folders": [one.folder for one in pinned.each], "tokens_here": pinned.are_in(layout)}
+        if record := kept_tokenizer.record_of(run):
+            found |= {"tokenizer": record.name, "vocab_size": record.vocab_size}
+    return found
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:

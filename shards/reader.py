@@ -229,16 +229,7 @@ class TokenFolder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that lies in the folder."""
-        path, record = self.path / "tokenizer.tiktoken", self.manifest.tokenizer
-        tokenizer = Tokenizer.load(path, record.name, record.ranks_sha256)
-        if (tokenizer.vocab_size, tokenizer.eot) != (record.vocab_size, record.eot):
-            raise CorruptError(
-                f"{path}: a vocabulary of {tokenizer.vocab_size} that ends with end-of-text {tokenizer.eot}, "
-                f"the manifest says {record.vocab_size} and {record.eot}",
-                "some ids would mean nothing, or something else",
-                _AGAIN,
-            )
-        return tokenizer
+        return Tokenizer.of_folder(self.path, self.manifest.tokenizer)
 
     def shards(self, split: Split) -> list[Shard]:
         """The split's open shards, in order."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shards.atomic import read_whole
 from shards.errors import ConfigError, CorruptError
-from shards.manifest import decode
+from shards.manifest import TokenizerRecord, decode
 
 if TYPE_CHECKING:
     import tiktoken
@@ -84,6 +84,20 @@ class Tokenizer:
         if len({token for token in tokens if len(token) == 1}) != 256:
             raise CorruptError(f"{path}: not every single byte has a rank", "such text could not be encoded")
         return cls(name, tokens)
+
+    @classmethod
+    def of_folder(cls, folder: Path, record: TokenizerRecord) -> Self:
+        """The tokenizer whose files are in `folder`; CorruptError unless it is the one of `record`."""
+        path = folder / "tokenizer.tiktoken"
+        tokenizer = cls.load(path, record.name, record.ranks_sha256)
+        if (tokenizer.vocab_size, tokenizer.eot) != (record.vocab_size, record.eot):
+            raise CorruptError(
+                f"{path}: a vocabulary of {tokenizer.vocab_size} that ends with end-of-text {tokenizer.eot}, "
+                f"expected {record.vocab_size} and {record.eot}",
+                "some ids would mean nothing, or something else",
+                "copy the file again from where it came",
+            )
+        return tokenizer
 
     @classmethod
     def from_vocab(cls, path: Path) -> Self:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from shards.atomic import discard, make_folder, publish_bytes, published_folder, sha256_of
 from shards.errors import CorruptError, MillpondError, from_os_error
-from shards.manifest import encode
+from shards.manifest import TokenizerRecord, encode
 from train.windows import LoaderState
 from train.world import World
 
@@ -48,6 +48,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: LoaderState
     recipe: str  # the fingerprint of all that can change what is learned
     identity: dict[str, Any] | None = None  # all of it, by table and field; None where it was not yet kept
+    tokenizer: TokenizerRecord | None = None  # whose ids the weights know; None where it was not yet kept
     parts: int
     best: Best | None = None  # of the evaluations before this step's own
     seconds: float = 0.0  # what the run has cost so far: no result, and different each time

@@ -79,11 +79,22 @@ class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     final_lr: Fraction = 0.0  # of the peak, at the last step
 
 
+class EarlierLength(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a run was to be, in tokens or in steps, until it was made longer after `until` steps."""
+
+    tokens: Tokens = 0
+    steps: Annotated[int, Meta(ge=0, le=2**40)] = 0
+    until: Annotated[int, Meta(ge=1, le=2**40)]
+
+
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long, in what steps, and what is written on the way."""
 
     tokens: Tokens = 0  # or steps
     steps: Annotated[int, Meta(ge=0, le=2**40)] = 0
+    earlier: Annotated[
+        tuple[EarlierLength, ...], Meta(extra={"neutral": ()})
+    ] = ()  # what `millpond resume` made longer
     batch_tokens: BatchTokens = 262_144
     batch_ramp: tuple[BatchTokens, ...] = ()  # smaller batches before it, each for an equal part of the run
     micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import RefusedError
 from shards.fingerprint import differences
+from shards.manifest import TokenizerRecord
 from train.checkpoint import Best, Progress
 from train.config import ModelConfig, OptimConfig, TrainConfig, neutral_tables
 from train.evaluate import Evaluation
@@ -18,7 +19,8 @@ Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "sav
 class Job(NamedTuple):
     """What to train on what, and where to write it.
 
-    `recipe` is the fingerprint of all that can change what is learned, `identity` all of it, by table and field.
+    `recipe` is the fingerprint of all that can change what is learned, `identity` all of it, by table and field. Of a
+    run that was made longer, `earlier` has each fingerprint of before, and up to which step it was the run's.
     """
 
     recipe: str
@@ -31,10 +33,12 @@ class Job(NamedTuple):
     samples: Path
     fits: Path | None = None  # the micro-batches found on this machine, for all runs
     identity: dict[str, Any] | None = None
+    earlier: tuple[tuple[str, int], ...] = ()
 
     def require_same_recipe(self, progress: Progress) -> None:
         """RefusedError, with the fields that differ where the checkpoint has them, when it is another recipe's."""
-        if progress.recipe == self.recipe:
+        known = progress.recipe == self.recipe
+        if known or any(progress.recipe == recipe and progress.step <= until for recipe, until in self.earlier):
             return
         fields = f"  sha256 {progress.recipe[:12]}… -> {self.recipe[:12]}…; the checkpoint does not have the fields"
         if progress.identity and self.identity:
@@ -43,8 +47,29 @@ class Job(NamedTuple):
             f"{self.checkpoints}: the checkpoint of step {progress.step} was made with another recipe than the run's:\n"
             + fields,
             "run.toml or tokens.json was edited, or the checkpoint copied: its weights belong to its own recipe",
-            "undo that; or train with the new recipe: --name OTHER for a new run, --fresh to start this one over",
+            "undo that; or millpond train with --name OTHER for a new run, with --fresh to start this one over",
         )
+
+
+def require_same_tokenizer(progress: Progress, tokenizer: TokenizerRecord) -> None:
+    """RefusedError when the checkpoint was trained on other ids than those of `tokenizer`, as far as it says that."""
+    before = progress.tokenizer
+    if before is not None and before.ranks_sha256 != tokenizer.ranks_sha256:
+        raise other_tokenizer(progress, said(before), tokenizer)
+
+
+def other_tokenizer(progress: Progress, before: str, tokenizer: TokenizerRecord) -> RefusedError:
+    """Why `tokenizer` is none for weights that were trained with `before`."""
+    return RefusedError(
+        f"the checkpoint of step {progress.step} was trained with {before}, the tokenizer here is {said(tokenizer)}",
+        "with another tokenizer every id means something else",
+        "bring back the tokenizer or the token folder that the run was started with",
+    )
+
+
+def said(tokenizer: TokenizerRecord) -> str:
+    """A tokenizer in words."""
+    return f"{tokenizer.name} ({tokenizer.vocab_size:,} tokens, sha256 {tokenizer.ranks_sha256[:12]}…)"
 
 
 class Result(NamedTuple):

@@ -28,7 +28,7 @@ from train.device import (
 from train.evaluate import Evaluation
 from train.fitting import Fit, best_fit
 from train.guard import Guard
-from train.job import Emit, Job, Result
+from train.job import Emit, Job, Result, require_same_tokenizer
 from train.loader import TokenLoader
 from train.memory import cap_memory
 from train.meter import Meter
@@ -125,11 +125,11 @@ class Trainer:
             self.meter.begin(self.step, self.tokens, loader.stats())
             while self.step < self.steps:
                 self.saver.check()
-                self.lr = self.optimizers.schedule(self.step, self.steps)
+                self.lr = self.optimizers.schedule(self.step, self.ramp.planned(self.step))
                 result = self.stepper.step(loader, self._accumulation(self.step))
                 self.step += 1
                 self.position = loader.position
-                last = self.step == self.steps
+                last = self.ramp.ends_at(self.step)
                 ending = None if last else self._ending(caught, until)
                 if reason := self.rollback.due(self.step, stopping=ending is not None):
                     self._roll_back(loader, reason)
@@ -249,11 +249,11 @@ class Trainer:
 
     @property
     def _evaluates(self) -> bool:
-        return is_due(self.step, self.job.train.eval_every) or self.step in (0, self.steps)
+        return is_due(self.step, self.job.train.eval_every) or self.step == 0 or self.ramp.ends_at(self.step)
 
     @property
     def _samples(self) -> bool:
-        return self.step > 0 and (is_due(self.step, self.job.train.sample_every) or self.step == self.steps)
+        return self.step > 0 and (is_due(self.step, self.job.train.sample_every) or self.ramp.ends_at(self.step))
 
     def _evaluate_and_sample(self) -> None:
         """Where this step is due for it. A run that resumes from this step does it again, with the same rows.
@@ -261,7 +261,7 @@ class Trainer:
         Each evaluation is over the same tokens, so that the losses can be compared; the last step has one over more,
         where validation has more.
         """
-        train, last = self.job.train, self.step == self.steps
+        train, last = self.job.train, self.ramp.ends_at(self.step)
         if self._evaluates:
             found = self._evaluate(train.eval_tokens)
             if self.step and self.rollback.calm:  # a model that has learned nothing is no best one
@@ -322,6 +322,7 @@ class Trainer:
             data=self.windows.state(self.position),
             recipe=self.job.recipe,
             identity=self.job.identity,
+            tokenizer=self.sources.tokenizer_record,
             parts=self.sources.parts,
             best=self.best,
             seconds=self.meter.seconds,
@@ -344,6 +345,7 @@ class Trainer:
         """
         progress = saved.progress
         self.job.require_same_recipe(progress)
+        require_same_tokenizer(progress, self.sources.tokenizer_record)
         if progress.parts != self.sources.parts:
             raise CorruptError(
                 f"{self.job.checkpoints}: the checkpoint is of {progress.parts} parts, the run of {self.sources.parts}",

@@ -6,13 +6,14 @@ from math import gcd
 import msgspec
 
 from shards.errors import ConfigError
-from train.config import ModelConfig, TrainConfig
+from train.config import EarlierLength, ModelConfig, TrainConfig
 
 
 class Ramp:
     """A run's steps: `train.batch_ramp`, then `train.batch_tokens`, each batch size for an equal part of the run.
 
-    The part is of its tokens where `train.tokens` says how long it is, and of its steps where `train.steps` does.
+    The part is of its tokens where `train.tokens` says how long it is, and of its steps where `train.steps` does. In a
+    run that was made longer the parts are those of its first length, and the steps beyond have `train.batch_tokens`.
     ConfigError when the recipe's numbers do not fit together.
     """
 
@@ -26,23 +27,35 @@ class Ramp:
                 "a ramp is of smaller batches that come before it",
                 f"--set train.batch_tokens={max(self._sizes)}, or a smaller train.batch_ramp",
             )
-        if bool(train.tokens) == bool(train.steps):
-            raise ConfigError(
-                f"train.tokens is {train.tokens} and train.steps is {train.steps}",
-                "one of them says how long",
-                "set one, and the other to 0",
-            )
+        lengths: list[TrainConfig | EarlierLength] = [*train.earlier, train]
+        for length in lengths:
+            _refuse_odd_length(length)
         self.sequences = gcd(*self._sizes) // model.seq_len  # what a micro-batch must divide
         self._first_steps, self._first_tokens = [0], [0]
-        parts = len(self._sizes)
+        first, parts = lengths[0], len(self._sizes)
         for number, size in enumerate(self._sizes, 1):
-            if train.tokens:
-                steps = max(1, (train.tokens * number // parts - self._first_tokens[-1]) // size)
+            if first.tokens:
+                steps = max(1, (first.tokens * number // parts - self._first_tokens[-1]) // size)
             else:
-                steps = train.steps * number // parts - self._first_steps[-1]
+                steps = first.steps * number // parts - self._first_steps[-1]
             self._first_steps.append(self._first_steps[-1] + steps)
             self._first_tokens.append(self._first_tokens[-1] + steps * size)
-        self.steps, self.tokens = self._first_steps.pop(), self._first_tokens.pop()
+        end, tokens = self._first_steps.pop(), self._first_tokens.pop()
+        self._planned = [length.steps or end + (length.tokens - tokens) // train.batch_tokens for length in lengths]
+        self._until = [length.until for length in train.earlier]
+        _refuse_odd_lengths(self._planned, self._until)
+        self.steps = self._planned[-1]
+        self.tokens = self.tokens_before(self.steps)
+
+    def planned(self, step: int) -> int:
+        """How many steps the run was to have when it came to `step` (0-based): what its learning rate depends on."""
+        return self._planned[bisect_right(self._until, step)]
+
+    def ends_at(self, step: int) -> bool:
+        """Whether the run ends after `step` steps, or did before it was made longer."""
+        return step == self.steps or any(
+            step == end == until for end, until in zip(self._planned, self._until, strict=False)
+        )
 
     def batch_tokens(self, step: int) -> int:
         """How many tokens `step` (0-based) learns from."""
@@ -82,7 +95,30 @@ def rank_share(model: ModelConfig, train: TrainConfig, world_size: int) -> Train
         train,
         batch_tokens=train.batch_tokens // world_size,
         batch_ramp=tuple(size // world_size for size in train.batch_ramp),
+        earlier=(),
     )
+
+
+def _refuse_odd_length(length: TrainConfig | EarlierLength) -> None:
+    if bool(length.tokens) == bool(length.steps):
+        raise ConfigError(
+            f"train.tokens is {length.tokens} and train.steps is {length.steps}",
+            "one of them says how long",
+            "set one, and the other to 0",
+        )
+
+
+def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
+    """Each length is longer than the one before, and was left for it while it lasted."""
+    for before, after, left in zip(planned[:-1], planned[1:], until, strict=True):
+        if not left <= before < after:
+            raise ConfigError(
+                f"train.earlier says that {before} steps became {after} after step {left}",
+                "a run is made longer before its last step or after it",
+                "leave train.earlier to millpond resume RUN --steps N",
+            )
+    if until != sorted(set(until)):
+        raise ConfigError(f"train.earlier: the steps {until} do not rise", "", "leave it to millpond resume")
 
 
 def _refuse_odd_heads(model: ModelConfig) -> None:

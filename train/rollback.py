@@ -38,7 +38,7 @@ class Rollback:
 
         A stop asks only for weights that are fit to be saved.
         """
-        train, last = self._train, step == self._ramp.steps
+        train, last = self._train, self._ramp.ends_at(step)
         saves, evaluates = is_due(step, train.checkpoint_every) or self._owes_save, is_due(step, train.eval_every)
         trusts = saves or evaluates or last or stopping
         self.saves = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from shards.errors import RefusedError
-from shards.manifest import Split
+from shards.manifest import Split, TokenizerRecord
 from shards.reader import TokenFolder
 from shards.tokenizer import Tokenizer
 from train.config import TrainConfig
@@ -44,6 +44,11 @@ class OpenSources:
     def tokenizer(self) -> Tokenizer:
         """What all of them were tokenized with."""
         return self.folders[0].tokenizer
+
+    @property
+    def tokenizer_record(self) -> TokenizerRecord:
+        """What their manifests say of it."""
+        return self.folders[0].manifest.tokenizer
 
     def training(self, train: TrainConfig) -> Windows:
         """The windows to learn from, in the order of the recipe."""

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 
 from shards.errors import RefusedError
+from shards.manifest import TokenizerRecord
 from train import checkpoint as checkpoints
-from train.job import Job
+from train.job import Job, other_tokenizer, require_same_tokenizer
 from train.model import Model
 
 
@@ -17,20 +18,25 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(job: Job, vocab_size: int, device: torch.device, *, best: bool = False) -> Trained:
+def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, best: bool = False) -> Trained:
     """The newest whole checkpoint of a run, or the `best` by validation loss, on `device`.
 
-    RefusedError when there is none, or when it is another recipe's.
+    RefusedError when there is none, or when it is another recipe's or was trained with another tokenizer.
     """
     folder = job.checkpoints
     saved = checkpoints.load_best(folder) if best else checkpoints.load_latest(folder)
     if saved is None:
+        name = folder.parent.name
         raise RefusedError(
             f"{folder}: no checkpoint",
             "the run has not come to its first one, or they were removed",
-            "wait for it, or train again, with --fresh if the run says that it is done",
+            f"wait for it, or millpond resume {name}; if that says it is done, "
+            f"millpond train with --name {name} --fresh",
         )
     job.require_same_recipe(saved.progress)
-    model = Model(job.model, vocab_size)
+    model = Model(job.model, tokenizer.vocab_size)
+    require_same_tokenizer(saved.progress, tokenizer)
+    if (rows := len(saved.model["embed.weight"])) != model.embed.num_embeddings:  # an older checkpoint says no more
+        raise other_tokenizer(saved.progress, f"{rows:,} embeddings", tokenizer)
     model.load_state_dict(saved.model)
     return Trained(model.to(device).eval(), saved.progress.step)

@@ -99,14 +99,20 @@ def test_a_mixture_is_trained_and_measured(home: Home) -> None:
     assert refused(drift, 1, 4) == [
         "error: run mixed exists and was made with another recipe:",
         f"  tokens.mix.{home.left}: 0.7 -> 1.0",
-        "going on with other settings would be neither the one run nor the other",
-        "to mend: --name OTHER for a new run, or --fresh to start this one over (what it has is set aside)",
+        "resuming would mix two different configurations",
+        "to mend: millpond resume mixed resumes it with its own settings; millpond train with --name OTHER starts a "
+        "new run, with --fresh this one over (what it has is kept)",
     ]
+    corpus = run("train", home.grow, "--name", "mixed", "--set", "train.steps=60", home=home)
+    assert corpus.exit_code == 1 and "  tokens.mix: {" in corpus.stderr and "fetch" not in corpus.stderr
     single = run("train", home.recipe, "--set", f"tokens.mix={{{home.left}=0.7}}", home=home)
     assert refused(single, 1, 5)[1:3] == [
         f"  token_folder: None -> {home.left}",
         f"  tokens.mix: {{'{home.left}': 0.7, '{home.right}': 0.3}} -> None",
     ]
+    longer = run("resume", "mixed", "--steps", 62, home=home)
+    assert longer.exit_code == 0 and "mixed: 60 steps become 62" in longer.stderr, longer.stderr
+    assert rows(home.path)[-1]["val_loss_by_folder"].keys() == parts.keys()
 
 
 def test_killed_and_grown_and_resumed_it_is_the_same_run(home: Home, tmp_path: Path) -> None:

@@ -264,7 +264,9 @@ def test_numbers_that_cannot_be(trained: Path) -> None:
 
 def test_checkpoints_removed_from_a_finished_run(tiny_toml: Path, trained: Path) -> None:
     shutil.rmtree(trained / "runs" / "tiny" / "checkpoints")
-    assert "with --fresh if the run says that it is done" in last_lines(run("evaluate", "tiny", "--home", trained), 1)
+    for verb in ("evaluate", "sample"):
+        said = last_lines(run(verb, "tiny", "--home", trained), 1)
+        assert "millpond resume tiny; if that says it is done, millpond train with --name tiny --fresh" in said
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_ls(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert row["train_tokens"] == len(folder.stream("train"))
     assert row["nbytes"] == sum(path.stat().st_size for path in tiny_folder.iterdir())
     assert tiny_folder.name in run(prepared, "ls").stdout
-    assert run(tmp_path / "none", "ls").stdout.startswith("no token folder under")
+    assert run(tmp_path / "none", "ls").stdout.startswith(f"no token folder under {tmp_path}/none yet\n")
 
 
 def test_inspect(prepared: Path, tiny_folder: Path, texts: list[str]) -> None:

@@ -219,5 +219,5 @@ def test_a_tokenizer_of_another_size(folder: Path, vocab_size: int, eot: int) ->
     tokens = TokenFolder(folder)
     tokenizer = msgspec.structs.replace(tokens.manifest.tokenizer, vocab_size=vocab_size, eot=eot)
     tokens.manifest = msgspec.structs.replace(tokens.manifest, tokenizer=tokenizer)
-    with pytest.raises(CorruptError, match=rf"ends with end-of-text 511, the manifest says {vocab_size} and {eot}"):
+    with pytest.raises(CorruptError, match=rf"ends with end-of-text 511, expected {vocab_size} and {eot}"):
         tokens.tokenizer  # noqa: B018

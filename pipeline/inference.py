@@ -1,0 +1,89 @@
+"""What can be asked of a run once it has a checkpoint: its validation loss, and text."""
+
+import logging
+import time
+from typing import Any
+
+from pipeline import config, kept_tokenizer, receipt, runs
+from pipeline.layout import Layout, RunPaths
+from shards.errors import DiskError, HostError
+from shards.fingerprint import fingerprint
+from train.config import DeviceName
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    layout: Layout, run: RunPaths, tokens: int, *, best: bool = False, device: DeviceName | None = None
+) -> dict[str, Any]:
+    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json.
+
+    `device` is the run's own, train.device, if none is given. RefusedError when the run's tokens are not here.
+    """
+    from train.device import autocast, pick_device, resolve_precision
+    from train.fitting import best_fit
+    from train.sources import OpenSources
+    from train.trained import load_trained
+
+    pinned = runs.pinned(run)
+    wanted = runs.job(layout, run, config.load_run(run.recipe), pinned)
+    runs.require_tokens(layout, run, pinned, "evaluate")
+    layout.keep_compiled()
+    place = pick_device(device or wanted.train.device)
+    precision = resolve_precision(wanted.train, place)
+    sources = OpenSources(wanted.sources, wanted.model.seq_len)
+    for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
+        shard.check_tokens()
+    tokenizer = sources.tokenizer_record
+    trained = load_trained(wanted, tokenizer, place, best=best)
+    kept_tokenizer.add(layout, run, pinned)
+    began = time.perf_counter()
+    fit = best_fit(wanted.model, wanted.optim, wanted.train, tokenizer.vocab_size, place, wanted.fits)
+    found = sources.measure(
+        trained.model,
+        tokens,
+        fit.eval_batch,
+        lambda: autocast(place, precision),
+        document_mask=wanted.train.document_mask,
+    )
+    result: dict[str, Any] = {
+        "run": run.root.name,
+        "step": trained.step,
+        "token_folder": ", ".join(source.folder.name for source in wanted.sources),
+        "seq_len": wanted.model.seq_len,
+        **found.row(),
+    }
+    asked = {key: result[key] for key in ("run", "step", "token_folder", "val_tokens")}
+    try:
+        receipt.write(run.evaluation, "evaluate", fingerprint(asked), result, time.perf_counter() - began)
+    except (DiskError, HostError) as error:
+        logger.warning("%s", error)  # the answer itself is not lost: a run on a disk of somebody else's may be asked
+    return result
+
+
+def sample(
+    layout: Layout,
+    run: RunPaths,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    *,
+    best: bool = False,
+    device: DeviceName | None = None,
+) -> str:
+    """Text from the newest checkpoint, or from the `best`. `device` is the run's own if none is given.
+
+    The run's own tokenizer is enough: its tokens may be elsewhere.
+    """
+    from train.device import pick_device
+    from train.sample import generate
+    from train.trained import load_trained
+
+    pinned = runs.pinned(run)
+    wanted = runs.job(layout, run, config.load_run(run.recipe), pinned)
+    place = pick_device(device or wanted.train.device)
+    kept = kept_tokenizer.load(layout, run, pinned)
+    trained = load_trained(wanted, kept.record, place, best=best)
+    kept_tokenizer.add(layout, run, pinned)
+    return generate(trained.model, kept.tokenizer, prompt, tokens, temperature=temperature, seed=seed)

@@ -11,6 +11,7 @@ from pipeline.cli_runs import evaluate, resume, sample, status
 from pipeline.cli_shards import shards
 from pipeline.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
 from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
+from train.signals import ended_by
 from train.world import is_first_to_fail, is_silent
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class _Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         # SIGINT too: a script's background job is born with it ignored, and then `kill -INT` would do nothing
-        handlers = {signal.SIGTERM: _terminated, signal.SIGINT: signal.default_int_handler}
+        handlers: dict[int, Any] = dict.fromkeys(ended_by(), _terminated) | {signal.SIGINT: signal.default_int_handler}
         before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
         try:
             return super().invoke(ctx)

@@ -104,6 +104,8 @@ def _start_worker(job: Job, done: Any, stop: Any) -> None:
     """Set up one process of the pool: signals are the parent's to handle, and the parent's death is the worker's."""
     global _builder
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells them too
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()

@@ -200,7 +200,9 @@ def published_folder(path: Path) -> Iterator[Path]:
     try:
         temp.mkdir()
         yield temp
+        mode = temp.stat().st_mode & 0o666  # what the umask leaves; some libraries make files for the owner alone
         for file in temp.iterdir():
+            file.chmod(mode)
             _sync(file)
         _sync(temp)
         if path.exists():

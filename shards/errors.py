@@ -83,30 +83,38 @@ class Interrupted(MillpondError):
 
 
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NETWORK = {errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH}
+_NETWORK |= {errno.ENETUNREACH, errno.ENETDOWN, errno.EPIPE}
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def from_os_error(error: OSError, path: Path, doing: str) -> MillpondError:
-    """The typed error for an OSError met while `doing` something to `path`."""
-    reason = error.strerror or str(error)
-    if error.errno in _PERMISSION:
+    """The typed error for an OSError met while `doing` something to `path`: "read", "written", "made", ..."""
+    what, number = f"{path}: cannot be {doing}: {error.strerror or error}", error.errno
+    if number in _PERMISSION and doing in ("read", "opened", "mapped"):
+        return HostError(what, "nothing was changed", "give yourself the right to read it, or run as its owner")
+    if number in _PERMISSION:
         return HostError(
-            f"{path}: cannot be {doing}: {reason}",
-            "nothing was changed",
-            "make the folder writable, or choose another place with --home DIR",
+            what, "nothing was changed", "make the folder writable, or choose another place with --home DIR"
         )
-    if error.errno in _SPACE:
+    if number in _SPACE:
         return DiskError(
-            f"{path}: cannot be {doing}: {reason}",
+            what,
             "nothing half-written was published; what was finished before is kept",
             "free some space and run the same command again, or choose another disk with --home DIR",
         )
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return HostError(
-            f"{path}: cannot be {doing}: {reason}", "", "raise the limit, for example with ulimit -n 65536"
-        )
-    if error.errno == errno.ELOOP:
+    if number in (errno.EMFILE, errno.ENFILE):
+        return HostError(what, "", "raise the limit, for example with ulimit -n 65536")
+    if number == errno.ENOMEM:
+        return HostError(what, "", "close other programs, use fewer workers, or a machine with more memory")
+    if number == errno.ENAMETOOLONG:
+        return ConfigError(what, "", "choose a shorter name")
+    if number == errno.ELOOP:
         return CorruptError(f"{path}: is a link, and links are not followed in a token folder")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-        return ConfigError(f"{path}: cannot be {doing}: {reason}", "", "check the path")
-    return DiskError(f"{path}: cannot be {doing}: {reason}", "the disk may be failing", "check it, then run again")
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return ConfigError(what, "", "check the path")
+    if number in _NETWORK:
+        return NetworkError(what, "the other side did not answer", "check the network, then run the same command again")
+    if number in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV):
+        return DiskError(what, "the disk may be failing, or is no longer there", "check it, then run again")
+    return HostError(what, "", "look at what the message says of this machine, then run again")

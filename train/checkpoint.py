@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shards.atomic import discard, make_folder, publish_bytes, published_folder, sha256_of
-from shards.errors import CorruptError, MillpondError, from_os_error
+from shards.errors import ConfigError, CorruptError, from_os_error
 from shards.manifest import TokenizerRecord, encode
 from train.windows import LoaderState
 from train.world import World
@@ -29,6 +29,8 @@ from train.world import World
 logger = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
 BEST = "best.json"
+DAMAGED = (CorruptError, ConfigError)  # wrong bytes, or a file that is missing
+_STEP = re.compile(r"step-\d+", re.ASCII)
 FILES = ("model.safetensors", "state.json", "state.safetensors")
 
 
@@ -105,14 +107,15 @@ def remove_surplus(folder: Path, step: int, best: Best | None, keep: int) -> Non
 def load_latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None when there is none at all.
 
-    A damaged one is reported and passed over. CorruptError when all are damaged. One that the trainer beside us removes
-    while it is read is neither: then there is a newer one.
+    A damaged one, or one with a file missing, is reported and passed over; CorruptError when all are damaged. For one
+    that cannot be read the machine's error: its bytes may be right, and it is the newer. One that the trainer beside us
+    removes while it is read is neither: then there is a newer one.
     """
     damaged: list[str] = []
     for path in reversed(steps(folder)):
         try:
             return load(path)
-        except MillpondError as error:
+        except DAMAGED as error:
             if not path.exists():
                 return load_latest(folder)
             logger.warning("%s\nthis checkpoint is damaged; going back to the one before it", error.what)
@@ -147,7 +150,7 @@ def known_best(folder: Path, progress: Progress) -> Best | None:
     if best is not None and best.step != progress.step:
         try:
             check(folder / _name(best.step))
-        except MillpondError as error:
+        except DAMAGED as error:
             logger.warning("%s\nthe best checkpoint is damaged; it is best no more", error.what)
             return None
     return best
@@ -158,7 +161,9 @@ def _marked_best(folder: Path) -> Best | None:
         return msgspec.json.decode((folder / BEST).read_bytes(), type=Best)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise from_os_error(error, folder / BEST, "read") from error
+    except (ValueError, msgspec.MsgspecError) as error:
         logger.warning("%s: cannot be read, and is ignored: %s", folder / BEST, error)
         return None
 
@@ -233,5 +238,10 @@ def step_of(path: Path) -> int:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints there are, whole or not, by step."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
-    return sorted(found, key=step_of)
+    try:  # a glob passes over what may not be read, and the run would begin again from step 0
+        names = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+        return sorted((path for path in names if path.is_dir()), key=step_of)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise from_os_error(error, folder, "read") from error

@@ -52,8 +52,10 @@ class RowLog:
         self._file.close()
 
     def _cut(self, last_step: int, repeated: str = "") -> BinaryIO:
-        rows = [row for row in read_rows(self.path) if row["step"] <= last_step]
-        kept = [row for row in rows if row["step"] < last_step or repeated not in row]
+        lines = _lines(self.path)
+        needed = [number for number, row in lines if row is not None and row["step"] <= last_step]
+        rows = [_whole(self.path, number, row) for number, row in lines if needed and number <= needed[-1]]
+        kept = [row for row in rows if row["step"] < last_step or (row["step"] == last_step and repeated not in row)]
         publish_bytes(self.path, b"".join(map(_line, kept)))
         return self.path.open("ab")
 
@@ -79,24 +81,37 @@ class NoLog(RowLog):
 
 def read_rows(path: Path) -> list[Row]:
     """The whole rows of a file; none when there is no file. A last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
+    return [_whole(path, number, row) for number, row in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[int, Row | None]]:
+    """The number of each line and the row in it, None for what is no row with a step. A last line cut short is not one.
+
+    Rows that were not made durable may come back from a power cut as anything, also with a whole row after them.
+    """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise from_os_error(error, path, "read") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            row = msgspec.json.decode(line, type=Row)
-            rows.append({**row, "step": int(row["step"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(
-                f"{path}: line {number} is no row with a step", "it was damaged or edited", "remove that line"
-            ) from error
-    return rows
+    return [(number, _row(line)) for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = msgspec.json.decode(line, type=Row)
+        return {**row, "step": int(row["step"])}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _whole(path: Path, number: int, row: Row | None) -> Row:
+    if row is None:
+        raise CorruptError(
+            f"{path}: line {number} is no row with a step", "it was damaged or edited", "remove that line"
+        )
+    return row
 
 
 def _line(row: Row) -> bytes:

@@ -270,7 +270,7 @@ def test_checkpoints_removed_from_a_finished_run(tiny_toml: Path, trained: Path)
 
 
 @pytest.mark.parametrize(
-    ("signum", "workers", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGTERM, 2, 143), (signal.SIGINT, 2, 130)]
+    ("signum", "workers", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGHUP, 2, 129), (signal.SIGINT, 2, 130)]
 )
 def test_a_signal_while_preparing(tiny_toml: Path, tmp_path: Path, signum: int, workers: int, code: int) -> None:
     options = ("--set", "tokens.part_tokens=2000", "--set", f"tokens.workers={workers}", "--home", tmp_path)

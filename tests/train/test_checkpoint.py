@@ -1,14 +1,17 @@
 """A checkpoint is whole or it is not used; there is always one to go back to."""
 
+import errno
 import logging
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from harness import files_no_longer_than
+from harness import files_no_longer_than, tree
 
-from shards import CorruptError, DiskError
+from shards import CorruptError, DiskError, HostError
 from train import checkpoint as checkpoints
 from train.checkpoint import (
     BEST,
@@ -254,3 +257,55 @@ def test_one_that_goes_while_it_is_read_is_not_damaged(
     found = checkpoints.load_latest(tmp_path)
     assert found is not None and found.progress.step == 6
     assert not caplog.records
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "SHA256SUMS", "best.json", ""])
+def test_what_cannot_be_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    """The newest may be right: the run never goes back to the one before it, nor does it begin again."""
+    for step in (5, 10):
+        save(tmp_path, make(step, Best(5, 2.5, 640)), keep=2)
+    mark_best(tmp_path, Best(5, 2.5, 640))
+    before = tree(tmp_path)
+    closed = tmp_path / name if name in ("best.json", "") else tmp_path / "step-000010" / name
+
+    def refusing(function: Any) -> Any:  # root may read everything
+        def opened(path: Any, *arguments: Any, **options: Any) -> Any:
+            if Path(path) == closed:
+                raise OSError(number, os.strerror(number), str(path))
+            return function(path, *arguments, **options)
+
+        return opened
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing(os.open))
+        patched.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+        patched.setattr(Path, "iterdir", refusing(Path.iterdir))
+        with pytest.raises((HostError, DiskError), match=f"cannot be (read|opened): {os.strerror(number)}"):
+            load_best(tmp_path)
+    assert tree(tmp_path) == before
+    found = load_latest(tmp_path)
+    assert found is not None and found.step == 10
+
+
+def test_a_file_that_is_missing_is_damage(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save(tmp_path, make(step), keep=2)
+    (tmp_path / "step-000010" / "model.safetensors").unlink()
+    found = load_latest(tmp_path)
+    assert found is not None and found.step == 5
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o027, 0o077])
+def test_its_files_are_made_by_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save(tmp_path, make(5), keep=1)
+        mark_best(tmp_path, Best(5, 2.5, 640))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}

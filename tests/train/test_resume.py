@@ -356,7 +356,7 @@ def test_sigkill_at_random_moments(tiny_toml: Path, tmp_path: Path) -> None:
     assert final(tmp_path, "killed") == final(tmp_path, "calm"), f"seed {seed}"
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_exits(tiny_toml: Path, tmp_path: Path, signum: int, code: int) -> None:
     options = (
         "--name",

@@ -1,6 +1,7 @@
 """The command line. No logic lives here: a verb reads its options, calls one function and prints what comes back."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 from pipeline.cli_runs import evaluate, resume, sample, status
 from pipeline.cli_shards import shards
 from pipeline.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
-from shards.errors import HostError, Interrupted, MillpondError, OutOfTime
+from shards.errors import TRACEBACK, HostError, Interrupted, MillpondError, OutOfTime, converted
 from train.signals import ended_by
 from train.world import is_first_to_fail, is_silent
 
@@ -36,18 +37,46 @@ class _Main(click.Group):
     """The one place where errors become exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # or modules of the working folder stand in for those of workers
         # SIGINT too: a script's background job is born with it ignored, and then `kill -INT` would do nothing
-        handlers: dict[int, Any] = dict.fromkeys(ended_by(), _terminated) | {signal.SIGINT: signal.default_int_handler}
-        before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+        before = {signum: signal.signal(signum, _Stop()) for signum in (signal.SIGINT, *ended_by())}
         try:
             return super().invoke(ctx)
-        except MillpondError as error:
-            raise _Failed(error) from error
-        except KeyboardInterrupt:
-            raise _Failed(Interrupted(signal.SIGINT, "what was sealed before is kept")) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except _Signalled as stop:
+            raise _Failed(Interrupted(stop.signum, _KEPT.get(ctx.invoked_subcommand or "", _SEALED))) from None
+        except Exception as error:
+            if os.environ.get(TRACEBACK):
+                logging.getLogger(__name__).exception("where it happened")
+            raise _Failed(converted(error)) from error
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+_SEALED = "what was sealed before is kept"
+_KEPT = {"shards": "nothing half-written was published", "plan": "nothing was changed", "sample": "nothing was changed"}
+
+
+class _Signalled(KeyboardInterrupt):
+    """A signal, raised where the command is; no `except Exception` on the way holds it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+class _Stop:
+    """The handler of one signal: the first ends the command in order, the second at once, whatever it waits for."""
+
+    seen = False
+
+    def __call__(self, signum: int, _frame: object) -> None:
+        if self.seen:
+            os._exit(128 + signum)
+        self.seen = True
+        raise _Signalled(signum)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -194,10 +223,6 @@ def _plan(pipeline: "Pipeline", *, say: bool) -> "Plan":
     for line in lines(found) if say else ():
         click.echo(line)
     return found
-
-
-def _terminated(signum: int, _frame: object) -> None:
-    raise Interrupted(signum, "what was sealed before is kept")
 
 
 if __name__ == "__main__":

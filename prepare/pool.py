@@ -2,22 +2,28 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import msgspec
 
 from prepare.builder import Advance, Builder, Job
 from prepare.parts import Part
-from shards.errors import HostError, MillpondError
+from shards.errors import HostError, MillpondError, converted
 from shards.manifest import PartRecord
+
+STOP_SECONDS = 0.2  # between two looks at whether all is over
+END_SECONDS = 10.0  # that a worker has to clean up what it was at
 
 
 class Pool(NamedTuple):
@@ -51,81 +57,150 @@ def _here(job: Job, advance: Advance) -> Iterator[Pool]:
 
 @contextmanager
 def _processes(job: Job, workers: int, advance: Advance) -> Iterator[Pool]:
-    context = multiprocessing.get_context("spawn")
-    done, stop = context.Value("Q"), context.Event()
-    shown = 0
+    over, come = threading.Event(), SimpleQueue[int]()
+    mine, started = threading.local(), list[_Worker]()
+
+    def start() -> None:
+        _ignore_interrupts()
+        mine.worker = _Worker(job, over, come)
+        started.append(mine.worker)
 
     def poll() -> None:
-        nonlocal shown
-        now = done.value
-        advance(now - shown)
-        shown = now
+        while not come.empty():
+            advance(come.get())
 
-    with ProcessPoolExecutor(workers, context, _start_worker, (job, done, stop)) as pool:
+    with ThreadPoolExecutor(workers, "worker") as threads:
 
-        def submit(part: Part) -> "Future[PartRecord]":
-            with _no_interrupt():
-                return pool.submit(_build, part)
+        def build(part: Part) -> PartRecord:
+            if not hasattr(mine, "worker"):
+                start()
+            worker: _Worker = mine.worker
+            return worker.build(part)
 
         try:
-            yield Pool(submit, 2 * workers, poll)
-        except BrokenProcessPool as error:
+            yield Pool(lambda part: threads.submit(build, part), 2 * workers, poll)
+        finally:
+            over.set()
+            threads.shutdown(cancel_futures=True)
+            for worker in started:
+                worker.end()
+
+
+class _Worker:
+    """A process that builds parts, and the pipe to it: parts there, and back how many tokens are done, then a record.
+
+    There is no lock or queue that it shares with the others: one that is killed at any instant stops nobody else.
+    """
+
+    def __init__(self, job: Job, over: threading.Event, come: "SimpleQueue[int]") -> None:
+        context = multiprocessing.get_context("spawn")
+        self._over, self._come, self._killed = over, come, _killed_for_memory()
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        try:
+            self._process.start()
+        except OSError as error:
             raise HostError(
-                "a worker process was killed or did not start, most likely because memory ran out",
+                f"no worker process could be started: {error.strerror or error}",
                 "the parts that were sealed are kept",
-                f"run again with fewer than {workers} workers: --set tokens.workers=1",
+                "run again with --set tokens.workers=1",
             ) from error
         finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+            theirs.close()
+
+    def build(self, part: Part) -> PartRecord:
+        """The part's record. What its process raises is raised here; HostError when it dies."""
+        try:
+            self._pipe.send(part)
+            while not self._over.is_set():
+                if not self._pipe.poll(STOP_SECONDS):
+                    continue
+                message = self._pipe.recv()
+                if isinstance(message, PartRecord):
+                    return message
+                if isinstance(message, BaseException):
+                    raise message
+                self._come.put(message)
+        except (EOFError, ConnectionError, BrokenPipeError) as error:
+            self._process.join()
+            raise _death_of(self._process.exitcode, _killed_for_memory() > self._killed) from error
+        raise CancelledError
+
+    def end(self) -> None:
+        """Let it clean up what it was at, and wait for it."""
+        self._pipe.close()
+        self._process.join(END_SECONDS)
+        self._process.kill()
+        self._process.join()
 
 
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Processes that start here are born deaf to Ctrl-C, which the terminal sends to them as well."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; ours comes when it is unblocked
+def _death_of(code: int | None, for_memory: bool) -> HostError:
+    """Why a worker process died, from its exit code."""
+    if for_memory and code == -signal.SIGKILL:
+        what, fix = "memory ran out: the kernel killed a worker process", "run again with --set tokens.workers=1"
+    elif code is not None and code < 0:
+        what = f"a worker process was ended by {signal.Signals(-code).name}"
+        fix = "run the same command again; if it happens again, with --set tokens.workers=1"
+    else:
+        what = f"a worker process ended with exit code {code}"
+        fix = "look at what it printed above, then run the same command again"
+    return HostError(what, "the parts that were sealed are kept", fix)
+
+
+def _killed_for_memory() -> int:
+    """How many processes this machine's kernel has killed because memory ran out; 0 where it does not say."""
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def _ignore_interrupts() -> None:
+    """Processes that this thread starts are born deaf to Ctrl-C, which the terminal sends to them as well."""
+    if hasattr(signal, "pthread_sigmask"):  # Windows has none
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; ours goes to the main thread
 
 
 class _Stopped(MillpondError):
     pass
 
 
-_builder: Builder
-
-
-def _start_worker(job: Job, done: Any, stop: Any) -> None:
-    """Set up one process of the pool: signals are the parent's to handle, and the parent's death is the worker's."""
-    global _builder
+def _serve(pipe: "Connection[Any, Any]", job: Job) -> None:
+    """The life of a worker process. Signals are the parent's to handle, and the parent's death is its own."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells them too
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells it too
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
 
     def advance(tokens: int) -> None:
-        with done.get_lock():
-            done.value += tokens
-        if stop.is_set():
+        if pipe.poll():  # nothing is sent while it builds: the other end was closed
             raise _Stopped("stopped")
+        pipe.send(tokens)
 
-    _builder = Builder(job, advance)
+    builder: Builder | None = None
+    while True:
+        try:
+            part = pipe.recv()
+        except (EOFError, ConnectionError):
+            return
+        answer: PartRecord | Exception
+        try:
+            builder = builder or Builder(job, advance)
+            answer = builder.build(part)
+        except Exception as error:
+            answer = converted(error)
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
 
 
 def _die_with(sentinel: int) -> None:
     wait_for([sentinel])
     os._exit(1)
-
-
-def _build(part: Part) -> PartRecord:
-    return _builder.build(part)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import errno
 import signal
 from pathlib import Path
 
+TRACEBACK = "MILLPOND_TRACEBACK"  # set, unexpected errors show where they came from
+_NETWORK_LIBRARIES = ("huggingface_hub", "requests", "urllib3", "httpx", "httpcore", "aiohttp", "botocore")
 GO_ON = "run the same command again to go on"
 
 
@@ -118,3 +120,23 @@ def from_os_error(error: OSError, path: Path, doing: str) -> MillpondError:
     if number in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV):
         return DiskError(what, "the disk may be failing, or is no longer there", "check it, then run again")
     return HostError(what, "", "look at what the message says of this machine, then run again")
+
+
+def converted(error: Exception) -> MillpondError:
+    """What an exception that nobody expected is to the user: ours as it is, the machine's and the network's by their
+    own reasons, and all others named, with how to report them."""
+    if isinstance(error, MillpondError):
+        return error
+    first = str(error).strip().splitlines() or [""]
+    what = f"{type(error).__name__}: {first[0]}" if first[0] else type(error).__name__
+    if isinstance(error, MemoryError):
+        return HostError(
+            what, "memory ran out", "close other programs, use fewer workers, or a machine with more memory"
+        )
+    library = type(error).__module__.partition(".")[0]
+    if library in _NETWORK_LIBRARIES:
+        return NetworkError(what, f"it comes from {library}", "check the network, then run the same command again")
+    if isinstance(error, OSError) and error.errno:
+        return from_os_error(error, Path(error.filename or "a file"), "used")
+    why = "millpond does not expect this error" + (f", which comes from {library}" if library != "builtins" else "")
+    return MillpondError(what, why, f"run it again with {TRACEBACK}=1, and report the bug with what that prints")

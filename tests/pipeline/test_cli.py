@@ -182,7 +182,7 @@ def test_a_missing_corpus_file(tmp_path: Path) -> None:
     toml.write_text(f'[corpus]\nkind = "files"\nfiles = ["{tmp_path}/none.parquet"]\n')
     lines = refused(run("prepare", toml, "--home", tmp_path / "home"), 2)
     assert lines == [
-        f"error: corpus.files: no file matches '{tmp_path}/none.parquet' (looked from {Path.cwd()})",
+        f"error: corpus.files: no file matches '{tmp_path}/none.parquet'",
         "to mend: check the path",
     ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import from_os_error
+from shards.errors import NetworkError, converted, from_os_error
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,21 @@ def test_the_advice_for_reading_is_not_that_for_writing() -> None:
     denied = PermissionError(errno.EACCES, "Permission denied")
     assert "the right to read it" in from_os_error(denied, Path("a"), "read").fix
     assert "make the folder writable" in from_os_error(denied, Path("a"), "written").fix
+
+
+def test_an_error_of_a_library_is_named_and_converted() -> None:
+    import json
+
+    import requests
+
+    assert converted(kept := NetworkError("gone")) is kept
+    assert converted(MemoryError()).exit_code == 3
+    assert converted(FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b")).exit_code == 2
+    assert converted(requests.ConnectTimeout("no answer")).exit_code == 6
+    bug = converted(json.JSONDecodeError("Expecting value", "", 0))
+    assert bug.exit_code == 1
+    assert str(bug).splitlines() == [
+        "JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        "millpond does not expect this error, which comes from json",
+        "to mend: run it again with MILLPOND_TRACEBACK=1, and report the bug with what that prints",
+    ]

@@ -39,9 +39,9 @@ def find(layout: Layout, folder: str) -> Path:
 
 def table(layout: Layout) -> list[Row]:
     """Every token folder under the home. What cannot be read says so in its own row."""
-    users = _users(layout, strict=False)
+    used = users(layout, strict=False)
     found = [path for path in sorted(layout.tokens.glob("[!.]*")) if path.is_dir()]
-    return [_row(path, users.get(path.name, [])) for path in found]
+    return [_row(path, used.get(path.name, [])) for path in found]
 
 
 def statistics(path: Path) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def document(path: Path, split: Split, number: int) -> str:
 
 def garbage(layout: Layout) -> list[Row]:
     """The token folders that no run was started on. CorruptError when a run does not say which one it was."""
-    users = _users(layout, strict=True)
-    rows = [row for row in table(layout) if row.folder not in users]
+    used = users(layout, strict=True)
+    rows = [row for row in table(layout) if row.folder not in used]
     return [row for row in rows if not (layout.tokens / row.folder).is_symlink()]
 
 
@@ -113,8 +113,8 @@ def held(layout: Layout, folder: str) -> Iterator[None]:
 def remove(layout: Layout, row: Row) -> None:
     """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
     with held(layout, row.folder):
-        if users := _users(layout, strict=True).get(row.folder):
-            raise RefusedError(f"{row.folder}: run {users[0]} was started on it", "it would not go on without")
+        if used := users(layout, strict=True).get(row.folder):
+            raise RefusedError(f"{row.folder}: run {used[0]} was started on it", "it would not go on without")
         discard(layout.tokens / row.folder)
 
 
@@ -123,9 +123,9 @@ def sweep_removed(layout: Layout) -> None:
     sweep(layout.tokens)
 
 
-def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
+def users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
     """The runs of each folder. When `strict`, a CorruptError for one that does not say: it might be any."""
-    users: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for path in sorted({*layout.runs.glob("*/tokens.json"), *layout.runs.glob("*/run.toml")}):
         try:
             pinned = runs.pinned(layout.run(path.parent.name))
@@ -134,9 +134,9 @@ def _users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
                 raise
             continue
         for one in pinned.each:
-            if path.parent.name not in users.setdefault(one.folder, []):
-                users[one.folder].append(path.parent.name)
-    return users
+            if path.parent.name not in found.setdefault(one.folder, []):
+                found[one.folder].append(path.parent.name)
+    return found
 
 
 def _row(path: Path, users: list[str]) -> Row:

@@ -77,7 +77,7 @@ def plan(pipeline: Pipeline) -> Plan:
     published = wanted.published(folder)
     parts = published.parts if published else []
     expected = wanted.expect(folder, parts, footers=True)
-    done = sum(part.train.tokens + part.val.tokens for part in parts)
+    done = sum(part.tokens for part in parts)
     workers = recipe.tokens.workers or cores()
     texts = estimate.sample(corpus) if expected.tokens > done else []
     tokenizer = wanted.tokenizer or vocabulary.gpt2()

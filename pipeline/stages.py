@@ -156,7 +156,7 @@ class Pipeline:
                     else f"millpond tokenize {self.config} --force",
                 )
             manifest = Manifest.read(folder)
-            nbytes = sum(shard.nbytes for part in manifest.parts for shard in (part.train, part.val))
+            nbytes = sum(shard.nbytes for part in manifest.parts for shard in part.shards)
             if not done:
                 counts = {"parts": len(manifest.parts), "bytes": nbytes}
                 receipt.write(path, "verify", print_, counts, time.perf_counter() - began)

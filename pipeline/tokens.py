@@ -3,6 +3,9 @@
 from functools import cached_property
 from pathlib import Path
 
+from msgspec import UNSET
+
+from pipeline import folders
 from pipeline.config import Recipe
 from pipeline.layout import Layout
 from prepare import estimate, parts, screen, vocabulary
@@ -10,10 +13,11 @@ from prepare.builder import Job
 from prepare.download import Note
 from prepare.encode import EngineName
 from prepare.sources import Corpus
+from shards.atomic import make_folder, publish_bytes
 from shards.errors import ConfigError, CorruptError
 from shards.fingerprint import fingerprint, identity
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
-from shards.manifest import MANIFEST, Manifest, PartRecord
+from shards.manifest import MANIFEST, Manifest, PartRecord, PlanRecord, decode, encode
 from shards.tokenizer import Tokenizer
 
 
@@ -25,7 +29,7 @@ class TokenRecipe:
 
     def __init__(self, layout: Layout, recipe: Recipe, corpus: Corpus) -> None:
         self.corpus, self.tokens, self.filters = corpus, recipe.tokens, screen.parse_filters(recipe.corpus.filters)
-        self._keep_raw = recipe.corpus.keep_raw
+        self._layout, self._keep_raw = layout, recipe.corpus.keep_raw
         self.tokenizer = vocabulary.ready(self.tokens)
         named = [(layout.tokens / name, Path(name).expanduser()) for name in self.tokens.forbid]
         self._forbid = tuple((ours if ours.exists() else path).absolute() for ours, path in named)
@@ -42,6 +46,22 @@ class TokenRecipe:
     @cached_property
     def fingerprint(self) -> str:
         """Of everything that determines the folder."""
+        return self._fingerprint({"plan": 2} if self._is_cut_anew else {})
+
+    @cached_property
+    def _is_cut_anew(self) -> bool:
+        """Whether parts are files joined and cut by a sample of the text.
+
+        Not where an earlier version made the folder, or a run of this home was started on it: that one is grown, or
+        made again, as it was cut.
+        """
+        if not parts.joins_or_cuts(self.corpus.sources, self.tokens.part_tokens):
+            return False
+        before = self._layout.token_folder(self.corpus.record.name, self._fingerprint({}))
+        is_there = (before / MANIFEST).exists() or (before / ".parts").exists()
+        return not is_there and before.name not in folders.users(self._layout, strict=False)
+
+    def _fingerprint(self, more: dict[str, int]) -> str:
         record, tokens = self.corpus.record, self.tokens
         return fingerprint(
             {
@@ -52,6 +72,7 @@ class TokenRecipe:
                 "tokenizer": vocabulary.recipe_of(tokens, self.tokenizer),
                 "options": {**identity(tokens), "tokenizer": self.tokenizer is None},
                 "forbidden": self._forbidden,
+                **more,
             }
         )
 
@@ -72,7 +93,8 @@ class TokenRecipe:
         """The manifest that the folder begins with, its tokenizer made and saved there; `folder` exists."""
         tokens = self.tokens
         tokenizer = self.tokenizer or self._train(note)
-        return Manifest(
+        cut = self._cut(folder, tokenizer) if self._is_cut_anew else UNSET
+        blank = Manifest(
             fingerprint=self.fingerprint,
             corpus=self.corpus.record,
             sources=self.corpus.sources,
@@ -83,8 +105,20 @@ class TokenRecipe:
             dedup=tokens.dedup,
             forbidden=self._forbidden,
             part_tokens=tokens.part_tokens,
+            plan=cut,
             parts=[],
         )
+        blank.encoded(folder)  # before the work, that it can be read
+        return blank
+
+    def _cut(self, folder: Path, tokenizer: Tokenizer) -> PlanRecord:
+        """How the corpus is cut; kept beside the sealed parts, whose files may be gone when the next process asks."""
+        path = make_folder(folder / ".parts") / "plan"
+        if path.exists():
+            return decode(path.read_bytes(), PlanRecord, path)
+        cut = parts.cut_by_sample(self.corpus, tokenizer, self.filters)
+        publish_bytes(path, encode(cut))
+        return cut
 
     def expect(self, folder: Path, done: list[PartRecord], *, footers: bool) -> estimate.Estimate:
         """What it takes until `folder`, with the parts `done`, holds what is asked for."""

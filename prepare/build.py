@@ -34,10 +34,10 @@ def tokenize(
     sweep(job.folder)
     sweep(job.folder / ".parts")
     sealed = _sealed_before(job)
-    for source in {record.source for record in sealed.values()}:
+    for source in sorted({source for record in sealed.values() for source in record.sources}):
         if _is_sealed(source, sealed):
             corpus.release(source)
-    parts = plan(corpus, job.manifest.part_tokens, sealed)
+    parts = plan(corpus, job.manifest.part_tokens, sealed, job.manifest.plan or None)
     hasher = Builder(job, advance) if job.manifest.dedup else None
     running: dict[Future[PartRecord], Part] = {}
     with open_pool(job, workers, on_ray=on_ray, advance=advance) as pool:
@@ -56,9 +56,10 @@ def tokenize(
             for future in finished:
                 part = running.pop(future)
                 sealed[part.index] = future.result()
-                if _is_sealed(part.source, sealed):
-                    _confirm(job, corpus, part.source)
-                    corpus.release(part.source)
+                for source in sealed[part.index].sources:
+                    if _is_sealed(source, sealed):
+                        _confirm(job, corpus, source)
+                        corpus.release(source)
     return _publish(job, corpus, list(_prefix(job.manifest, sealed, max_tokens)))
 
 
@@ -82,14 +83,14 @@ def _sealed_before(job: Job) -> dict[int, PartRecord]:
         index = int(path.stem)
         record = decode(path.read_bytes(), PartRecord, path)
         sizes = {path.name: path.stat().st_size for path in shard_paths(job.folder, index) if path.exists()}
-        if sizes == {shard.file: shard.nbytes for shard in (record.train, record.val)}:
+        if sizes == {shard.file: shard.nbytes for shard in record.shards}:
             sealed.setdefault(index, record)
     return sealed
 
 
 def _is_sealed(source: int, sealed: dict[int, PartRecord]) -> bool:
     """Whether all parts of a source file are sealed: from its first byte or row group to its last."""
-    records = [(index, record) for index, record in sorted(sealed.items()) if record.source == source]
+    records = [(index, record) for index, record in sorted(sealed.items()) if source in record.sources]
     (first_index, first), (last_index, last) = records[0], records[-1]
     return first.first == 0 and last.ends_source and last_index - first_index + 1 == len(records)
 
@@ -114,7 +115,7 @@ def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
             f"they have {counts.rows:,} rows, dropped were: {dropped or 'none'}",
             "name other files",
         )
-    for source in sorted({record.source for record in chosen[len(job.manifest.parts) :]}):
+    for source in sorted({source for record in chosen[len(job.manifest.parts) :] for source in record.sources}):
         _confirm(job, corpus, source)
     _write_card(job, manifest)
     manifest.write(job.folder)

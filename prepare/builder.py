@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prepare.documents import read
+from prepare.documents import read_pieces
 from prepare.encode import Encoded, Encoder, EngineName
 from prepare.parts import Part
 from prepare.screen import Screen, contains, digest_of, forbidden_hashes, parse_filters
@@ -97,6 +97,7 @@ class Builder:
                 self._advance(len(tokens))
             record = PartRecord(
                 source=part.source,
+                last_source=part.last_source,
                 first=part.first,
                 last=part.last,
                 ends_source=part.ends_source,
@@ -122,7 +123,7 @@ class Builder:
             yield hash_documents(self._ready(part), self._tokenizer)
             return
         column = self.job.manifest.corpus.text_column
-        for batch in read(part.path, part.first, part.last, column, self._filters):
+        for batch in read_pieces(part.pieces, column, self._filters):
             yield batch.hashes
 
     def _screen(self, part: Part) -> Screen | None:
@@ -141,8 +142,9 @@ class Builder:
             if path.exists():
                 earlier = np.load(path, allow_pickle=False)
             else:  # published before: what its sidecars hold, with all that is before it, is the same set
-                sidecars = map(sidecar_of, shard_paths(folder, index))
-                earlier = np.sort(np.concatenate([np.load(path, allow_pickle=False)["hash"] for path in sidecars]))
+                sidecars = [path for path in map(sidecar_of, shard_paths(folder, index)) if path.exists()]
+                hashes = [np.load(path, allow_pickle=False)["hash"] for path in sidecars]
+                earlier = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
             found |= contains(earlier, own)
         return own[found]
 
@@ -154,7 +156,7 @@ class Builder:
         self._encoder = self._encoder or Encoder(self._tokenizer, self.job.folder, self.job.engine)
         place = f"{part.path}, part {part.index}"
         column = manifest.corpus.text_column
-        for batch in read(part.path, part.first, part.last, column, self._filters, self._screen(part)):
+        for batch in read_pieces(part.pieces, column, self._filters, self._screen(part)):
             encoded = self._encoder.encode(batch.texts, batch.hashes, place)
             tokens, starts = lay_out(encoded, self._tokenizer.eot, manifest.placement or "before", self._dtype)
             yield _Piece(tokens, starts, batch.hashes, batch.counts)

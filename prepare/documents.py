@@ -4,7 +4,7 @@ No normalisation: a document is kept byte for byte. Only what UTF-8 cannot hold 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from prepare.rows import Rows, as_list, chunks
+from prepare.rows import Piece, Rows, as_list, chunks
 from prepare.screen import LENGTH, Filter, Screen
 from shards.manifest import Counts
 from shards.tokenizer import EOT_TEXT
@@ -39,8 +39,15 @@ def read(
     screen: Screen | None = None,
 ) -> Iterator[Batch]:
     """The documents of a range of a file, as rows.chunks reads it, that pass the filters and then the screen."""
+    return read_pieces([Piece(path, first, last)], text_column, filters, screen)
+
+
+def read_pieces(
+    pieces: Iterable[Piece], text_column: str, filters: Sequence[Filter] = (), screen: Screen | None = None
+) -> Iterator[Batch]:
+    """The documents of ranges of several files, one after another."""
     columns = [text_column, *(filter.column for filter in filters if filter.column != LENGTH)]
-    for rows in chunks(path, first, last, columns):
+    for rows in chunks(pieces, columns):
         yield clean(rows, filters, screen)
 
 

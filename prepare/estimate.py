@@ -22,7 +22,7 @@ from prepare.download import Remote, read_range
 from prepare.encode import EngineName
 from prepare.formats import bytes_per_token
 from prepare.parts import BYTES_PER_TOKEN, Part, ranges_of, text_bytes
-from prepare.rows import open_parquet
+from prepare.rows import Piece, open_parquet
 from prepare.sources import FILES_AHEAD, Corpus
 from shards.errors import DiskError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
@@ -77,15 +77,16 @@ def estimate(corpus: Corpus, wanted: Wanted, *, footers: bool) -> Estimate:
             first = list(pool.map(lambda i: _size_of(corpus, wanted, i, footers, stop), range(corpus.wanted)))
         finally:
             stop.set()  # on Ctrl-C none of them is waited for
-    for i in range(len(corpus.sources)):
-        counted = sum(size.tokens for size, source in zip(sizes, corpus.sources, strict=False) if source.split != "val")
+    counted = 0  # towards max_tokens
+    for i, source in enumerate(corpus.sources):
         if wanted.max_tokens and counted >= wanted.max_tokens:
             break
         sizes.append(first[i] if i < len(first) else _size_of(corpus, wanted, i, footers, threading.Event()))
+        counted += sizes[-1].tokens * (source.split != "val")
     tokens = sum(size.tokens for size in sizes)
     if wanted.max_tokens and not corpus.sources[0].split:
         tokens = min(tokens, wanted.max_tokens + wanted.part_tokens // 2)
-    done = sum(part.train.tokens + part.val.tokens for part in wanted.done)
+    done = sum(part.tokens for part in wanted.done)
     sealed = sum(path.stat().st_size for path in wanted.folder.glob("*-?????.*")) if tokens > done else sys.maxsize
     shards = max(0, int(tokens * (wanted.width + SIDECAR_BYTES_PER_TOKEN)) - sealed)
     downloads = sorted(size.download for size in sizes)
@@ -146,22 +147,21 @@ def rate_of(tokenizer: Tokenizer, texts: list[str], engine: EngineName) -> float
             parts=[],
         )
         builder = Builder(Job(folder=folder, manifest=manifest, engine=engine), lambda _: None)
-        part = Part(
-            index=0, source=0, path=folder / "sample.parquet", first=0, last=1, ends_source=True, estimated_tokens=0
-        )
+        pieces = (Piece(folder / "sample.parquet", 0, 1),)
+        part = Part(index=0, source=0, pieces=pieces, first=0, last=1, ends_source=True, estimated_tokens=0)
         builder.build(part)
         began = time.perf_counter()
         record = builder.build(msgspec.structs.replace(part, index=1))
-        return (record.train.tokens + record.val.tokens) / (time.perf_counter() - began)
+        return record.tokens / (time.perf_counter() - began)
 
 
 def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: threading.Event) -> _Size:
     """About how many tokens file number `i` has, and what of it is still to be fetched."""
     source, column = corpus.sources[i], corpus.record.text_column
-    done = [part for part in wanted.done if part.source == i]
+    done = [part for part in wanted.done if i in part.sources]
     if done and done[-1].ends_source:
-        tokens = sum(part.train.tokens + part.val.tokens for part in done)
-        return _Size(tokens, sum(part.counts.rows for part in done), 0)
+        own = [part for part in done if part.source == i]  # those of several files count with the first
+        return _Size(sum(part.tokens for part in own), sum(part.counts.rows for part in own), 0)
     if not source.has_parts:
         return _Size(0, 0, 0)
     place = corpus.glance(i)

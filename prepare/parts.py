@@ -1,65 +1,98 @@
-"""The plan: source files cut into parts of about `part_tokens`, from their footers and sizes alone.
+"""The plan: source files cut into parts of about `part_tokens`, from their footers and sizes.
 
-It depends on the files and on `part_tokens` and on nothing else, so every machine and every run plans the same parts.
+It depends on the files, on `part_tokens` and on a sample of the text, and on nothing else, so every machine and every
+run plans the same parts.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from prepare.documents import Batch, read
-from prepare.formats import cut_of
-from prepare.rows import open_parquet
+from prepare.documents import Batch, read, read_pieces
+from prepare.formats import FORMATS, bytes_per_token, cut_of, kind_of
+from prepare.rows import WHOLE, Piece, open_parquet
 from prepare.screen import Filter
 from prepare.sources import Corpus
 from shards.header import MAX_FILE_BYTES
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.interop import token_bytes
-from shards.manifest import PartRecord, Split
+from shards.manifest import PartRecord, PlanRecord, SourceRecord, Split
+from shards.tokenizer import Tokenizer
 
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
+ENGLISH = 1000  # a plan's scale where nothing was measured
+SAMPLE_BYTES = 1 << 20
+_OFFSET_BYTES = 4  # with each text in a parquet file
+_PIECE = 4096  # characters
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """Row groups (parquet), tokens (ready ones), bytes (all others) `first` to `last` of source file number `source`.
+    """What becomes one train shard and one val shard: of source file number `source` the row groups (parquet), tokens
+    (ready ones) or bytes (all others) `first` to `last`; or all of the files up to `last_source`.
 
     `ends_source`: nothing of the file comes after it.
     """
 
     index: int
     source: int
-    path: Path
+    last_source: int | None = None
+    pieces: tuple[Piece, ...]
     first: int
     last: int
     ends_source: bool
     estimated_tokens: int
     split: Split | None = None
 
+    @property
+    def path(self) -> Path:
+        """The file, or the first of them."""
+        return self.pieces[0].path
 
-def plan(corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | None = None) -> Iterator[Part]:
+
+def plan(
+    corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | None = None, cut: PlanRecord | None = None
+) -> Iterator[Part]:
     """Every part of the corpus, in order, but those that are `sealed`, by number.
 
-    A source file is asked for when its first part is; one whose parts are all sealed never. A file without rows is one
-    part. ConfigError or CorruptError when a file cannot be one.
+    With a `cut`, which says how, neighbours that are small are one part. A source file is asked for when its
+    part is; one whose parts are all sealed never. A file without rows is one part. ConfigError or CorruptError when a
+    file cannot be one.
     """
     sealed = sealed or {}
-    index = 0
+    index, done = 0, -1  # the number of the part, and the last source that is in a part
     for source, record in enumerate(corpus.sources):
-        if not record.has_parts:
+        if not record.has_parts or source <= done:
             continue
         if (after := _sealed_until(sealed, index, source)) is not None:
-            index = after
+            index, done = after, sealed[after - 1].sources[-1]
+            continue
+        run = _run_of_small(corpus, source, part_tokens, cut) if cut else [source]
+        done = run[-1]
+        if cut and len(run) > 1:
+            yield Part(
+                index=index,
+                source=source,
+                last_source=done,
+                pieces=tuple(Piece(corpus.path(i), 0, WHOLE) for i in run),
+                first=0,
+                last=0,
+                ends_source=True,
+                estimated_tokens=sum(_tokens_of(corpus.sources[i], cut) for i in run),
+                split=record.split,
+            )
+            index += 1
             continue
         path = corpus.path(source)
-        ranges = ranges_of(path, corpus.record.text_column, part_tokens)
+        ranges = ranges_of(path, corpus.record.text_column, part_tokens, cut.scale if cut else ENGLISH)
         for first, last, tokens in ranges:
             if index not in sealed:
                 yield Part(
                     index=index,
                     source=source,
-                    path=path,
+                    pieces=(Piece(path, first, last),),
                     first=first,
                     last=last,
                     ends_source=last == ranges[-1][1],
@@ -69,27 +102,93 @@ def plan(corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | No
             index += 1
 
 
+def joins_or_cuts(sources: Sequence[SourceRecord], part_tokens: int) -> bool:
+    """Whether the files, by their names and sizes, may be joined or cut: else each is one part in every plan."""
+    several = Counter(source.split for source in sources if _is_text(source))
+    return any(count > 1 for count in several.values()) or any(
+        _is_text(source) and cut_of(source.name) != "never" and source.nbytes > part_tokens for source in sources
+    )
+
+
+def cut_by_sample(corpus: Corpus, tokenizer: Tokenizer, filters: Sequence[Filter] = ()) -> PlanRecord:
+    """How to cut the corpus, by how many bytes of its first MiB of text become one token."""
+    nbytes = tokens = 0
+    packed = float(ENGLISH)
+    for source, record in enumerate(corpus.sources):
+        if record.split == "val" or not _is_text(record):
+            continue
+        path, kind = corpus.path(source), cut_of(record.name)
+        last = min(record.nbytes, SAMPLE_BYTES) if kind == "bytes" else WHOLE
+        for batch in read(path, 0, last, corpus.record.text_column, filters):
+            tokens += sum(1 + len(tokenizer.encode(piece)) for text in batch.texts for piece in _short(text))
+            nbytes += 0 if kind == "bytes" else batch.counts.text_bytes + _OFFSET_BYTES * len(batch.texts)
+            if nbytes >= SAMPLE_BYTES:
+                break
+        nbytes += last if kind == "bytes" else 0
+        if kind == "row groups" and tokens:
+            disk = record.nbytes / max(1, _text_of(path, corpus.record.text_column))  # bytes for each of text
+            packed = ENGLISH * disk * nbytes / tokens / FORMATS[".parquet"].bytes_per_token
+        if nbytes >= SAMPLE_BYTES or kind != "never":  # another file may be large, far away, and never needed
+            break
+    scale = ENGLISH * nbytes / tokens / BYTES_PER_TOKEN if tokens else ENGLISH
+    return PlanRecord(scale=min(max(round(scale), 1), 10**6), packed=min(max(round(packed), 1), 10**6))
+
+
+def _text_of(path: Path, text_column: str) -> int:
+    """The uncompressed bytes of text in a parquet file."""
+    metadata = open_parquet(path, [text_column]).metadata
+    return sum(text_bytes(metadata.row_group(group), text_column) for group in range(metadata.num_row_groups))
+
+
+def _run_of_small(corpus: Corpus, source: int, part_tokens: int, cut: PlanRecord) -> list[int]:
+    """`source` and its neighbours after it that fit into one part with it, by their sizes alone."""
+    first = corpus.sources[source]
+    run, filled = [source], _tokens_of(first, cut)
+    for i, record in enumerate(corpus.sources[source + 1 :], source + 1):
+        filled += _tokens_of(record, cut)
+        if filled > part_tokens or record.split != first.split or not (_is_text(first) and _is_text(record)):
+            break
+        run.append(i)
+    return run
+
+
+def _tokens_of(record: SourceRecord, cut: PlanRecord) -> int:
+    """About how many tokens are in a file of text, from its name and size."""
+    scale = cut.packed if cut_of(record.name) == "row groups" else cut.scale
+    return int(ENGLISH * record.nbytes / bytes_per_token(record.name) / scale) if _is_text(record) else 0
+
+
+def _short(text: str) -> Iterator[str]:
+    """The text in pieces, since the reference engine takes the square of the length of a word."""
+    return (text[at : at + _PIECE] for at in range(0, min(len(text), SAMPLE_BYTES), _PIECE))
+
+
+def _is_text(record: SourceRecord) -> bool:
+    return bool(kind_of(record.name))
+
+
 def read_all(corpus: Corpus, part_tokens: int, filters: Sequence[Filter] = ()) -> Iterator[Batch]:
     """Every document of the corpus that passes the filters, in order."""
     for part in plan(corpus, part_tokens):
-        yield from read(part.path, part.first, part.last, corpus.record.text_column, filters)
+        yield from read_pieces(part.pieces, corpus.record.text_column, filters)
 
 
-def ranges_of(path: Path, text_column: str, part_tokens: int) -> list[tuple[int, int, int]]:
+def ranges_of(path: Path, text_column: str, part_tokens: int, scale: int = ENGLISH) -> list[tuple[int, int, int]]:
     """(first, last, about how many tokens) of each part of one file, at least one."""
-    part_bytes = int(part_tokens * BYTES_PER_TOKEN)
+    bytes_a_token = BYTES_PER_TOKEN * scale / ENGLISH
+    part_bytes = int(part_tokens * bytes_a_token)
     size = path.stat().st_size
     if cut_of(path.name) == "row groups":
-        return _row_groups(path, text_column, part_bytes)
+        return _row_groups(path, text_column, part_bytes, bytes_a_token)
     if cut_of(path.name) == "bytes" and size:
         cuts = [(at, min(at + part_bytes, size)) for at in range(0, size, part_bytes)]
-        return [(first, last, int((last - first) / BYTES_PER_TOKEN)) for first, last in cuts]
+        return [(first, last, int((last - first) / bytes_a_token)) for first, last in cuts]
     if path.name.endswith(TOKEN_SUFFIXES):
         tokens = size // token_bytes(path)
         step = part_tokens if size > MAX_FILE_BYTES else tokens  # what fits one shard stays one
         cuts = [(at, at + step) for at in range(0, tokens, max(1, step))] or [(0, 0)]
         return [(first, last, last - first) for first, last in cuts]
-    return [(0, size, int(size / BYTES_PER_TOKEN))]  # a stream or a single document cannot be cut
+    return [(0, size, int(size / bytes_a_token))]  # a stream or a single document cannot be cut
 
 
 def text_bytes(row_group: Any, text_column: str) -> int:
@@ -98,17 +197,17 @@ def text_bytes(row_group: Any, text_column: str) -> int:
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_column)
 
 
-def _row_groups(path: Path, text_column: str, part_bytes: int) -> list[tuple[int, int, int]]:
+def _row_groups(path: Path, text_column: str, part_bytes: int, bytes_a_token: float) -> list[tuple[int, int, int]]:
     metadata = open_parquet(path, [text_column]).metadata
     ranges: list[tuple[int, int, int]] = []
     first = filled = 0
     for group in range(metadata.num_row_groups):
         filled += text_bytes(metadata.row_group(group), text_column)
         if filled >= part_bytes:
-            ranges.append((first, group + 1, int(filled / BYTES_PER_TOKEN)))
+            ranges.append((first, group + 1, int(filled / bytes_a_token)))
             first, filled = group + 1, 0
     if first < metadata.num_row_groups or not ranges:
-        ranges.append((first, metadata.num_row_groups, int(filled / BYTES_PER_TOKEN)))
+        ranges.append((first, metadata.num_row_groups, int(filled / bytes_a_token)))
     return ranges
 
 

@@ -224,7 +224,7 @@ def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
 
     def submit(part: Part) -> "Future[PartRecord]":
         future: Future[PartRecord] = task.remote(shared, part).future()
-        future.add_done_callback(lambda done: None if done.exception() else advance(_tokens(done.result())))
+        future.add_done_callback(lambda done: None if done.exception() else advance(done.result().tokens))
         return future
 
     try:
@@ -253,10 +253,6 @@ def _require_reachable(address: str) -> None:
             "",
             "start the cluster, or unset RAY_ADDRESS for one on this machine",
         ) from error
-
-
-def _tokens(record: PartRecord) -> int:
-    return record.train.tokens + record.val.tokens
 
 
 _builders: dict[str, Builder] = {}

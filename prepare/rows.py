@@ -6,8 +6,9 @@ raises becomes an error of ours here.
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ from shards.errors import ConfigError, CorruptError, HostError, MillpondError, f
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
+WHOLE = 1 << 62  # the end of a piece that is all of a file
 
 Rows = tuple[Any, ...]  # the text first, an Arrow array or a sequence, then the columns that filters ask for
 
@@ -28,24 +30,40 @@ _DAMAGE = (OSError, EOFError, ValueError, KeyError, MemoryError, pa.ArrowExcepti
 _END_OF_STREAM = b"\0\0\0\0"  # of Arrow's streams, in their old and their new form
 
 
-def chunks(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Rows]:
-    """Row groups (parquet) or bytes (jsonl) `first` to `last` of a file; other files are read whole.
+class Piece(NamedTuple):
+    """Row groups (parquet) or bytes (jsonl) `first` to `last` of a file; other files are read whole."""
+
+    path: Path
+    first: int
+    last: int
+
+
+def chunks(pieces: Iterable[Piece], columns: Sequence[str]) -> Iterator[Rows]:
+    """The rows of the pieces, in order; those of small files come together.
 
     `columns`: the text's, then others. A jsonl line belongs to the range its first byte is in. ConfigError when there
     is no such column, CorruptError with the place when the file cannot be read.
     """
-    kind = kind_of(path.name)
-    try:
-        if kind == ".parquet":
-            yield from _parquet(path, first, last, columns)
-        elif path.name.endswith(".jsonl"):
-            yield from _chunked(lines.jsonl_range(path, first, last, columns))
-        elif kind == ".arrow":
-            yield from _arrow(path, columns)
-        elif kind:
-            yield from _chunked(_READERS[kind](path, columns))
+    for are_arrow, run in groupby(pieces, lambda piece: kind_of(piece.path.name) in _ARROW):
+        if are_arrow:
+            for piece in run:
+                yield from _converted(_ARROW[kind_of(piece.path.name)](piece, columns), piece.path)
         else:
-            raise unknown("", str(path))
+            yield from _chunked(row for piece in run for row in _converted(_rows(piece, columns), piece.path))
+
+
+def _rows(piece: Piece, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    path, kind = piece.path, kind_of(piece.path.name)
+    if not kind:
+        raise unknown("", str(path))
+    if path.name.endswith(".jsonl"):
+        return lines.jsonl_range(path, piece.first, piece.last, columns)
+    return _READERS[kind](path, columns)
+
+
+def _converted(rows: Iterator[Rows], path: Path) -> Iterator[Rows]:
+    try:
+        yield from rows
     except _DAMAGE as error:
         raise _damaged(path, error, "") from error
 
@@ -80,12 +98,13 @@ def _require_text(schema: pa.Schema, columns: Sequence[str], path: Path) -> None
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
-def _parquet(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Rows]:
+def _parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
+    path = piece.path
     file = open_parquet(path, columns)
     if any(pa.types.is_dictionary(file.schema_arrow.field(name).type) for name in columns):
         file = pq.ParquetFile(path, metadata=_plain_metadata(path), memory_map=False, page_checksum_verification=True)
     wanted = list(dict.fromkeys(columns))
-    for group in range(first, last):
+    for group in range(piece.first, min(piece.last, file.num_row_groups)):
         try:
             for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=wanted, use_threads=False):
                 yield from _bounded([batch.column(name) for name in columns])
@@ -103,8 +122,9 @@ def _plain_metadata(path: Path) -> pq.FileMetaData:
     return pq.read_metadata(io.BytesIO(b"PAR1" + footer.replace(b"ARROW:schema", b"arrow schema")))
 
 
-def _arrow(path: Path, columns: Sequence[str]) -> Iterator[Rows]:
+def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
     """The rows of an Arrow file in either of its forms, as `datasets` and Arrow's own writers make them."""
+    path = piece.path
     with pa.OSFile(str(path), "rb") as file:
         head = file.read(6)
         if head != b"ARROW1":
@@ -182,6 +202,7 @@ def _document(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         yield (file.read().decode("utf-8-sig", "surrogateescape"),)
 
 
+_ARROW = {".parquet": _parquet, ".arrow": _arrow}
 _READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[Any, ...]]]] = {
     ".jsonl": lines.jsonl,
     ".json": lines.json_rows,

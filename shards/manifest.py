@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from shards.atomic import publish_bytes, read_whole
-from shards.errors import ConfigError, CorruptError
+from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.header import Placement
 
 MANIFEST = "manifest.json"
-MAX_BYTES = 32 << 20  # of a manifest that is believed
+MAX_BYTES = 64 << 20  # of a manifest that is believed
 
 T = TypeVar("T")
 Split = Literal["train", "val"]
@@ -33,7 +33,10 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShardRecord(_Record, frozen=True, kw_only=True):
-    """One shard and its sidecar. `xxh3` is of the token bytes, the sha256s are of whole files."""
+    """One shard and its sidecar. `xxh3` is of the token bytes, the sha256s are of whole files.
+
+    One without tokens is of 0 bytes and not on disk: llm.c stops at an empty file.
+    """
 
     file: FileName
     tokens: Count
@@ -71,16 +74,34 @@ class Counts(_Record, frozen=True, kw_only=True):
         )
 
 
-class PartRecord(_Record, frozen=True, kw_only=True):
-    """A range of row groups (parquet) or bytes (jsonl) of one source file, and the two shards it became."""
+class PartRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A range of row groups (parquet) or bytes (jsonl) of one source file, and the two shards it became. With
+    `last_source` a run of whole files up to that one; `first` and `last` are 0 then.
+    """
 
     source: Count
+    last_source: Count | None = None
     first: Count
     last: Count
     ends_source: bool  # nothing of the file comes after it
     counts: Counts
     train: ShardRecord
     val: ShardRecord
+
+    @property
+    def sources(self) -> range:
+        """The numbers of the source files."""
+        return range(self.source, 1 + max(self.source, self.last_source or 0))
+
+    @property
+    def shards(self) -> list[ShardRecord]:
+        """Those that are on disk."""
+        return [shard for shard in (self.train, self.val) if shard.nbytes]
+
+    @property
+    def tokens(self) -> int:
+        """Of both splits."""
+        return sum(shard.tokens for shard in self.shards)
 
 
 class SourceRecord(_Record, frozen=True, kw_only=True):
@@ -107,6 +128,18 @@ class CorpusRecord(_Record, frozen=True, kw_only=True):
     name: Words
     text_column: Words
     details: dict[str, Words]
+
+
+class PlanRecord(_Record, frozen=True, kw_only=True):
+    """How files are cut into parts: small ones together, large ones by how many bytes a sample of the text has a token.
+
+    Both in thousandths of what English has: `scale` of text, `packed` of parquet files as they are on disk. Without a
+    record each file is cut for itself, as English.
+    """
+
+    version: Literal[2] = 2
+    scale: Annotated[int, Meta(ge=1, le=10**6)]
+    packed: Annotated[int, Meta(ge=1, le=10**6)]
 
 
 class TokenizerRecord(_Record, frozen=True, kw_only=True):
@@ -138,24 +171,28 @@ class Manifest(_Record, frozen=True, kw_only=True):
     dedup: bool = False
     forbidden: Sha256 | None = None
     part_tokens: Annotated[int, Meta(ge=1, le=2**30)]
+    plan: PlanRecord | UnsetType = UNSET
     parts: list[PartRecord]
 
     def __post_init__(self) -> None:
         for i, part in enumerate(self.parts):
-            if (part.train.file, part.val.file) != (f"train-{i:05}.bin", f"val-{i:05}.bin"):
-                raise ValueError(f"part {i} names {part.train.file} and {part.val.file}")
-            if part.source >= len(self.sources):
-                raise ValueError(f"part {i} is of source {part.source}, there are {len(self.sources)}")
+            for split, shard in (("train", part.train), ("val", part.val)):
+                if shard.file != f"{split}-{i:05}.bin":
+                    raise ValueError(f"part {i} names {shard.file} as its {split} shard")
+                if not shard.nbytes and (shard.tokens or shard.documents):
+                    raise ValueError(f"{shard.file} has 0 bytes and {shard.tokens} tokens")
+            if part.sources[-1] >= len(self.sources):
+                raise ValueError(f"part {i} is of source {part.sources[-1]}, there are {len(self.sources)}")
 
     @property
     def complete(self) -> bool:
         """Whether no part of the corpus is left to prepare."""
         final = max((i for i, source in enumerate(self.sources) if source.has_parts), default=-1)
-        return bool(self.parts) and self.parts[-1].ends_source and self.parts[-1].source == final
+        return bool(self.parts) and self.parts[-1].ends_source and self.parts[-1].sources[-1] == final
 
     def shards(self, split: Split) -> list[ShardRecord]:
-        """The split's shards, in order."""
-        return [getattr(part, split) for part in self.parts]
+        """The split's shards that are on disk, in order; a part without tokens of it has none."""
+        return [shard for part in self.parts if (shard := part.train if split == "train" else part.val).nbytes]
 
     def tokens(self, split: Split) -> int:
         """How many tokens the split has."""
@@ -163,7 +200,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     def counted(self, part: PartRecord) -> int:
         """What a part adds to `max_tokens`: its tokens, but nothing when its file was given as validation."""
-        return 0 if self.sources[part.source].split == "val" else part.train.tokens + part.val.tokens
+        return 0 if self.sources[part.source].split == "val" else part.tokens
 
     @property
     def counts(self) -> Counts:
@@ -178,13 +215,27 @@ class Manifest(_Record, frozen=True, kw_only=True):
         yield "tokenizer.tiktoken", self.tokenizer.ranks_sha256
         yield "tokenizer.json", self.tokenizer.json_sha256
         for part in self.parts:
-            for shard in (part.train, part.val):
+            for shard in part.shards:
                 yield shard.file, shard.sha256
                 yield shard.sidecar, shard.docs_sha256
 
     def write(self, folder: Path) -> None:
-        """Publish the manifest: from here on the folder is what this says."""
-        publish_bytes(folder / MANIFEST, encode(self))
+        """Publish the manifest: from here on the folder is what this says. RefusedError when it could not be read."""
+        path, data = folder / MANIFEST, self.encoded(folder)
+        decode(data, Manifest, path)
+        publish_bytes(path, data)
+
+    def encoded(self, folder: Path) -> bytes:
+        """The bytes of the file; RefusedError when they are more than are read."""
+        data = encode(self)
+        if len(data) > MAX_BYTES:
+            raise RefusedError(
+                f"{folder / MANIFEST}: {len(self.sources):,} source files and {len(self.parts):,} parts take "
+                f"{len(data):,} bytes, at most {MAX_BYTES:,} are read",
+                "the folder could be written and never be opened",
+                "join the files into fewer ones, or raise tokens.part_tokens",
+            )
+        return data
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

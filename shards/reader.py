@@ -11,6 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -155,7 +156,7 @@ class TokenStream:
 
     def __init__(self, shards: Sequence[Shard], dtype: np.dtype[Any]) -> None:
         self.dtype, self.shards = dtype, tuple(shards)
-        self._arrays = [shard.tokens for shard in shards]
+        self._arrays = [shard.tokens for shard in shards] or [np.empty(0, dtype)]
         self._starts = [0, *np.cumsum([len(array) for array in self._arrays], dtype=int).tolist()]
 
     def __len__(self) -> int:
@@ -217,9 +218,10 @@ class TokenFolder:
             )
         self.parts = available if parts is None else parts
         allow_open_files(4 * self.parts)  # two shards a part, and their sidecars
+        opened = msgspec.structs.replace(self.manifest, parts=self.manifest.parts[: self.parts])
         self._shards: dict[Split, list[Shard]] = {
-            "train": [self._open(record) for record in self.manifest.shards("train")[: self.parts]],
-            "val": [self._open(record) for record in self.manifest.shards("val")[: self.parts]],
+            "train": [self._open(record) for record in opened.shards("train")],
+            "val": [self._open(record) for record in opened.shards("val")],
         }
         if verify == "hash":
             with ThreadPoolExecutor(4) as pool:  # hashing and page faults both release the GIL

@@ -216,7 +216,7 @@ def _check_possible(manifest: Manifest, where: str) -> None:
     """CorruptError when a shard's counts contradict each other, before anything is made as large as they say."""
     width = 2 if manifest.tokenizer.vocab_size <= 2**16 else 4
     for part in manifest.parts:
-        for shard in (part.train, part.val):
+        for shard in part.shards:
             nbytes = HEADER_BYTES + shard.tokens * width
             if shard.nbytes != nbytes or nbytes > MAX_FILE_BYTES or shard.documents > shard.tokens:
                 raise CorruptError(
@@ -230,7 +230,7 @@ def _check_sizes(manifest: Manifest, sizes: dict[str, int | None], where: str) -
     """The first file that is not there, or not as large as the manifest says, as an error."""
     allowed = {name: (1, _TOKENIZER_BYTES) for name in sizes}
     for part in manifest.parts:
-        for shard in (part.train, part.val):
+        for shard in part.shards:
             allowed[shard.file] = (shard.nbytes, shard.nbytes)
             least = shard.documents * DOCS_DTYPE.itemsize
             allowed[shard.sidecar] = (least, least + _NPY_HEADER_BYTES)

@@ -1,5 +1,6 @@
 """One shard and its sidecar, streamed to disk: memory holds the document index, never the tokens."""
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -75,8 +76,20 @@ class ShardWriter:
         self._max_id = max(self._max_id, largest)
 
     def seal(self) -> ShardRecord:
-        """Publish the sidecar, then the shard."""
-        docs = np.concatenate(self._docs) if self._docs else np.empty(0, DOCS_DTYPE)
+        """Publish the sidecar, then the shard; neither without a token."""
+        if not self._tokens:
+            nothing = hashlib.sha256().hexdigest()
+            return ShardRecord(
+                file=self.path.name,
+                tokens=0,
+                documents=0,
+                nbytes=0,
+                max_id=-1,
+                sha256=nothing,
+                xxh3=self._hash.hexdigest(),
+                docs_sha256=nothing,
+            )
+        docs = np.concatenate(self._docs)
         header = ShardHeader(
             tokens=self._tokens,
             token_bytes=self._blank.token_bytes,

@@ -76,14 +76,15 @@ def shard(manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda m: shard(m).update(file="val-00000.bin"), "not a valid Manifest"),
         (lambda m: shard(m).update(nbytes=2**62, tokens=2**61 - 512), r"train-00000\.bin cannot have"),
         (lambda m: shard(m).update(nbytes=shard(m)["nbytes"] + 2), r"train-00000\.bin cannot have"),
+        (lambda m: shard(m).update(nbytes=0), r"train-00000\.bin has 0 bytes and"),
         (lambda m: shard(m).update(documents=2**62), r"train-00000\.bin cannot have"),
         (
             lambda m: shard(m).update(nbytes=1024, tokens=0, documents=0),
             r"train-00000\.bin: [\d,]+ bytes, the manifest",
         ),
         (
-            lambda m: shard(m).update(documents=1),
-            r"train-00000\.docs\.npy: [\d,]+ bytes, the manifest says 16 to 4,112",
+            lambda m: shard(m).update(documents=10_000),
+            r"train-00000\.docs\.npy: [\d,]+ bytes, the manifest says 160,000 to 164,096",
         ),
     ],
 )
@@ -106,7 +107,7 @@ def test_a_manifest_without_end_is_not_read(tiny_folder: Path, tmp_path: Path) -
     there = Path(shutil.copytree(tiny_folder, tmp_path / "there"))
     with (there / "manifest.json").open("ab") as file:
         file.truncate(65 << 20)
-    with pytest.raises(CorruptError, match=r"68,157,440 bytes, a manifest has at most 33,554,432"):
+    with pytest.raises(CorruptError, match=r"68,157,440 bytes, a manifest has at most 67,108,864"):
         pull(str(there), tmp_path / "here", print)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pipeline.layout import Layout
-from pipeline.options import as_json, home, pipeline_of, print_json, terminal
+from pipeline.options import as_json, home, print_json, terminal
 from shards.atomic import make_folder
 from shards.errors import CorruptError, RefusedError
 
@@ -108,17 +108,27 @@ def verify(folder: str, full: bool, home: Path) -> None:
 @click.argument("files", nargs=-1, required=True)
 @click.option("--name", required=True, help="What the token folder is called.")
 @click.option("--val", "val_files", multiple=True, metavar="FILE", help="A file of validation tokens; may be repeated.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 0.5),
+    metavar="F",
+    help="Without --val: the share of documents, by their hash, for validation (default 0.005; 0 = none).",
+)
 @click.option("--tokenizer", default="gpt2", show_default=True, help="What made the tokens: gpt2, or a tokenizer file.")
 @home
-def import_(files: tuple[str, ...], name: str, val_files: tuple[str, ...], tokenizer: str, home: Path) -> None:
+def import_(
+    files: tuple[str, ...],
+    name: str,
+    val_files: tuple[str, ...],
+    val_fraction: float | None,
+    tokenizer: str,
+    home: Path,
+) -> None:
     """Make a token folder from tokens that nanoGPT, llm.c, Megatron or numpy wrote."""
-    from pipeline.config import Recipe
+    from pipeline.imports import import_tokens
     from pipeline.runs import checked_name
-    from prepare.config import CorpusConfig, TokensConfig
 
-    corpus = CorpusConfig(kind="files", name=checked_name(name), files=files, val_files=val_files)
-    recipe = Recipe(corpus=corpus, tokens=TokensConfig(tokenizer=tokenizer, val_fraction=0.0 if val_files else 0.005))
-    pipeline_of(name, recipe, home).prepare()
+    import_tokens(files, val_files, checked_name(name), val_fraction, tokenizer, home, terminal())
 
 
 @shards.command()

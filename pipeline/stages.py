@@ -109,6 +109,10 @@ class Pipeline:
                 discard(folder)
             manifest = wanted.published(folder)
             if manifest and not (folder / ".parts").exists() and _holds(manifest, tokens.max_tokens):
+                counts = msgspec.to_builtins(manifest.counts)
+                known = receipt.read(path, wanted.fingerprint)
+                if known is None or known.result != counts:  # a kill came before it was written
+                    receipt.write(path, "tokenize", wanted.fingerprint, counts, 0.0)
                 self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}", done=True)
                 return folder
             began = time.perf_counter()
@@ -129,6 +133,7 @@ class Pipeline:
                 raise DiskError(what, error.why, error.fix) from error
             finally:
                 corpus.close()
+                _forget_unbegun(folder)
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
             receipt.write(path, "tokenize", wanted.fingerprint, counts, seconds)
@@ -350,6 +355,13 @@ def cores() -> int:
 
 def _holds(manifest: Manifest, max_tokens: int) -> bool:
     return manifest.complete or 0 < max_tokens <= sum(map(manifest.counted, manifest.parts))
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Remove what a prepare left that failed before it had sealed anything."""
+    begun = any(path.name != "plan" for path in (folder / ".parts").glob("[!.]*"))
+    if folder.exists() and not (folder / MANIFEST).exists() and not begun:
+        discard(folder)
 
 
 def _amount(manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from prepare import hub, python_docs
 from prepare.config import CorpusConfig
 from prepare.download import Note, matches
-from prepare.files import fixed_folder, listed_files, local_files
+from prepare.files import Found, fixed_folder, listed_files, local_files
 from prepare.formats import kind_of, unknown
 from prepare.repo import REPO, parse_repo
 from prepare.screen import parse_filters
@@ -215,11 +215,16 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
+def local_files_of(config: CorpusConfig) -> tuple[Found, Found]:
+    """The local files that `files` and `val_files` name."""
+    files = local_files(config.files, "corpus.files", _format_of)
+    return files, local_files(config.val_files, "corpus.val_files", _format_of)
+
+
 def _local_files(config: CorpusConfig, note: Note) -> Corpus:
     if not config.files:
         raise ConfigError("corpus.files is empty", 'a corpus of kind "files" needs them', "--set corpus.files=PATTERN")
-    found = local_files(config.files, "corpus.files", _format_of)
-    val = local_files(config.val_files, "corpus.val_files", _format_of)
+    found, val = local_files_of(config)
     again = [path for path in found.again if path not in val.files.values()] + val.again
     if again:
         note(f"{len(again):,} more paths lead to files that are read once: {again[0]}{', ...' if again[1:] else ''}")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from prepare.documents import Batch, read, read_pieces
-from prepare.formats import FORMATS, bytes_per_token, cut_of, kind_of
+from prepare.formats import bytes_per_token, cut_of, kind_of
 from prepare.rows import WHOLE, Piece, open_parquet
 from prepare.screen import Filter
 from prepare.sources import Corpus
@@ -112,32 +112,42 @@ def joins_or_cuts(sources: Sequence[SourceRecord], part_tokens: int) -> bool:
 
 def cut_by_sample(corpus: Corpus, tokenizer: Tokenizer, filters: Sequence[Filter] = ()) -> PlanRecord:
     """How to cut the corpus, by how many bytes of its first MiB of text become one token."""
-    nbytes = tokens = 0
+    column, nbytes, tokens = corpus.record.text_column, 0, 0
     packed = float(ENGLISH)
     for source, record in enumerate(corpus.sources):
         if record.split == "val" or not _is_text(record):
             continue
-        path, kind = corpus.path(source), cut_of(record.name)
-        last = min(record.nbytes, SAMPLE_BYTES) if kind == "bytes" else WHOLE
-        for batch in read(path, 0, last, corpus.record.text_column, filters):
-            tokens += sum(1 + len(tokenizer.encode(piece)) for text in batch.texts for piece in _short(text))
-            nbytes += 0 if kind == "bytes" else batch.counts.text_bytes + _OFFSET_BYTES * len(batch.texts)
+        path, cut = corpus.path(source), cut_of(record.name)
+        if cut == "row groups":
+            metadata = open_parquet(path, [column]).metadata
+            groups = [text_bytes(metadata.row_group(i), column) for i in range(metadata.num_row_groups)]
+            samples = [(Piece(path, i, i + 1), size) for i, size in enumerate(groups)]
+        else:
+            last = min(record.nbytes, SAMPLE_BYTES) if cut == "bytes" else WHOLE
+            samples = [(Piece(path, 0, last), last)]
+        for piece, size in samples:
+            text, found, whole = _sampled(piece, column, tokenizer, filters)
+            nbytes += size if whole and cut != "never" else text
+            tokens += found
             if nbytes >= SAMPLE_BYTES:
                 break
-        nbytes += last if kind == "bytes" else 0
-        if kind == "row groups" and tokens:
-            disk = record.nbytes / max(1, _text_of(path, corpus.record.text_column))  # bytes for each of text
-            packed = ENGLISH * disk * nbytes / tokens / FORMATS[".parquet"].bytes_per_token
-        if nbytes >= SAMPLE_BYTES or kind != "never":  # another file may be large, far away, and never needed
+        if cut == "row groups" and tokens:
+            packed = ENGLISH * record.nbytes / max(1, sum(groups)) * nbytes / tokens / bytes_per_token(record.name)
+        if nbytes >= SAMPLE_BYTES or cut != "never":  # another file may be large, far away, and never needed
             break
     scale = ENGLISH * nbytes / tokens / BYTES_PER_TOKEN if tokens else ENGLISH
     return PlanRecord(scale=min(max(round(scale), 1), 10**6), packed=min(max(round(packed), 1), 10**6))
 
 
-def _text_of(path: Path, text_column: str) -> int:
-    """The uncompressed bytes of text in a parquet file."""
-    metadata = open_parquet(path, [text_column]).metadata
-    return sum(text_bytes(metadata.row_group(group), text_column) for group in range(metadata.num_row_groups))
+def _sampled(piece: Piece, column: str, tokenizer: Tokenizer, filters: Sequence[Filter]) -> tuple[int, int, bool]:
+    """The bytes of text, of them at most a few MiB, that pass the filters, their tokens, and whether that was all."""
+    nbytes = tokens = 0
+    for batch in read(*piece, column, filters):
+        tokens += sum(1 + len(tokenizer.encode(part)) for text in batch.texts for part in _short(text))
+        nbytes += batch.counts.text_bytes + _OFFSET_BYTES * len(batch.texts)
+        if nbytes >= SAMPLE_BYTES:
+            return nbytes, tokens, False
+    return nbytes, tokens, True
 
 
 def _run_of_small(corpus: Corpus, source: int, part_tokens: int, cut: PlanRecord) -> list[int]:

@@ -12,7 +12,7 @@ from harness import complains, tree
 from pipeline import folders
 from pipeline.cli import main
 from pipeline.layout import Layout
-from shards import RefusedError, TokenFolder
+from shards import RefusedError, TokenFolder, verify
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,81 @@ def test_import_and_export(prepared: Path, tmp_path: Path) -> None:
     run(home, "export", row["folder"], "npy", "--split", "val", "--to", out)
     assert np.array_equal(np.load(out / "val.npy"), ids[:50])
     assert "is already there" in run(home, "export", row["folder"], "npy", "--split", "val", "--to", out, code=1).output
+
+
+def llmc_reads(folder: Path) -> dict[str, int]:
+    """What llm.c's dataloader requires of each glob: files, and in every one its magic, its size and a token."""
+    found = {}
+    for split in ("train", "val"):
+        found[split] = 0
+        for path in folder.glob(f"{split}-*.bin"):
+            magic, version, ntok = np.fromfile(path, "<i4", 3).tolist()
+            assert (magic, version) == (20240520, 1) and ntok > 0
+            assert path.stat().st_size == 1024 + 2 * ntok
+            found[split] += ntok
+    return found
+
+
+def imported(tmp_path: Path, *options: object, code: int = 0) -> tuple[str, list[Path]]:
+    """What importing train.bin, 50 documents of 40 tokens, says, and the folders that there are then."""
+    ids = np.random.default_rng(0).integers(0, 50256, 2000).astype("<u2")
+    ids[::40] = 50256
+    for name in ("train.bin", "val.bin"):
+        ids.tofile(tmp_path / name)
+    home = tmp_path / "home"
+    result = run(home, "import", tmp_path / "train.bin", "--name", "theirs", *options, code=code)
+    return result.output, sorted((home / "tokens").glob("*")) if home.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "val"),
+    [
+        ((), "(0.5 % of the documents, by their hash, are validation; --val FILE or --val-fraction F", True),
+        (("--val-fraction", "0.5"), "(50 % of the documents, by their hash, are validation;", True),
+        (("--val-fraction", "0"), "tokens: 2,000 for training and 0 for validation (0 % of the documents", False),
+        (("--val", "VAL"), "tokens: 2,000 for training and 2,000 for validation (as given)", True),
+    ],
+)
+def test_import_says_how_it_splits_and_llmc_reads_it(
+    tmp_path: Path, options: tuple[str, ...], says: str, val: bool
+) -> None:
+    chosen = [str(tmp_path / "val.bin") if each == "VAL" else each for each in options]
+    output, (folder,) = imported(tmp_path, *chosen)
+    assert says in output
+    found = llmc_reads(folder)
+    assert (found["train"] > 0, found["val"] > 0) == (True, val)
+    assert verify(folder) == []
+
+
+@pytest.mark.parametrize("spelled", ["train.bin", "./train.bin", "../{}/train.bin", "link.bin", "hard.bin"])
+def test_import_refuses_one_file_on_both_sides(tmp_path: Path, spelled: str) -> None:
+    imported(tmp_path, "--val-fraction", "2", code=2)
+    (tmp_path / "link.bin").symlink_to("train.bin")
+    (tmp_path / "hard.bin").hardlink_to(tmp_path / "train.bin")
+    output, folders = imported(tmp_path, "--val", f"{tmp_path}/{spelled.format(tmp_path.name)}", code=2)
+    assert ": is given for training, and with --val for validation" in output
+    assert not folders
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--val", "none.bin"), 2, "--val: no file matches 'none.bin'"),
+        (("--val", "VAL", "--val-fraction", "0.1"), 2, "--val and --val-fraction are both given"),
+        (("--tokenizer", "TINY"), 4, "the vocabulary has 258 ids"),
+    ],
+)
+def test_an_import_that_fails_leaves_nothing_and_speaks_of_its_own_options(
+    tmp_path: Path, options: tuple[str, ...], code: int, says: str
+) -> None:
+    from shards.tokenizer import Tokenizer
+
+    tiny = tmp_path / "tiny.tiktoken"
+    tiny.write_bytes(Tokenizer("tiny", [bytes([byte]) for byte in range(256)] + [b"th"]).to_tiktoken())
+    named = {"VAL": str(tmp_path / "val.bin"), "TINY": str(tiny)}
+    output, folders = imported(tmp_path, *(named.get(each, each) for each in options), code=code)
+    assert says in output and "corpus." not in output and "tokens.tokenizer" not in output
+    assert not folders
 
 
 def test_gc_knows_a_run_whose_tokens_json_is_gone(prepared: Path, tmp_path: Path) -> None:

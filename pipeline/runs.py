@@ -157,6 +157,14 @@ def set_aside(run: RunPaths) -> Path:
     return aside
 
 
+def as_begun(run: RunPaths, recipe: Recipe) -> Recipe:
+    """The recipe with the schedule's arithmetic that the run began with, if there is such a run."""
+    if not run.recipe.exists():
+        return recipe
+    rule = config.load_run(run.recipe).optim.schedule_rule
+    return msgspec.structs.replace(recipe, optim=msgspec.structs.replace(recipe.optim, schedule_rule=rule))
+
+
 def identity_of(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     """All that can change what the run learns. The corpus and its options are in the token folder's fingerprint."""
     mix = {"tokens.mix": {one.folder: one.weight for one in pinned.each}}

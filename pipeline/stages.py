@@ -26,7 +26,8 @@ from shards.fingerprint import fingerprint
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 from train.gpus import read_driver
-from train.ramp import rank_share
+from train.ramp import Ramp, rank_share
+from train.schedule import misfit
 from train.world import World, joined
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
@@ -214,6 +215,7 @@ class Pipeline:
         if fresh:
             weights = self.prepare()
         else:
+            self.recipe = runs.as_begun(run, self.recipe)
             drift.refuse_before_work(self.layout, run, self.recipe)
             with drift.with_ways_out(self.layout, run):
                 weights = self.prepare(run=run)
@@ -270,6 +272,8 @@ class Pipeline:
         from train.loop import Trainer
 
         began = time.perf_counter()
+        if said := misfit(self.recipe.optim, Ramp(self.recipe.model, self.recipe.train).steps):
+            self.terminal.note(said)
         mirrors = trackers.Trackers(self.recipe.train.trackers, run, self.recipe)
 
         def emit(kind: str, row: Row) -> None:

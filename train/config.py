@@ -73,10 +73,11 @@ class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.95  # muon only; rises from 0.85 over `momentum_warmup` steps
     momentum_warmup: Annotated[int, Meta(ge=0, le=2**40)] = 300
     clip: Rate = 1.0  # of the global gradient norm; 0 = off
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     warmup_steps: Annotated[int, Meta(ge=0, le=2**40)] = 20
-    decay_fraction: Fraction = 0.7  # linear: the last part of the run, in which the rate falls
+    decay_fraction: Fraction = 0.7  # linear and wsd: the last part of the run, in which the rate falls
     final_lr: Fraction = 0.0  # of the peak, at the last step
+    schedule_rule: Annotated[Literal[1, 2], Meta(extra={"neutral": 1})] = 2  # 1: that of runs begun before it was added
 
 
 class EarlierLength(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,7 +26,7 @@ def test_defaults_and_name(tmp_path: Path) -> None:
 def test_a_typo(tmp_path: Path) -> None:
     path = write(tmp_path, "[optim]\nlearning_rate = 1e-3\nwarmup_step = 5\n")
     known = "name, lr, embed_lr, head_lr, norm_lr, weight_decay, decay, beta1, beta2, eps, momentum, momentum_warmup, "
-    known += "clip, schedule, warmup_steps, decay_fraction, final_lr"
+    known += "clip, schedule, warmup_steps, decay_fraction, final_lr, schedule_rule"
     names = ", ".join(f"optim.{name}" for name in known.split(", "))
     with complains(ConfigError, f"{path}: unknown key optim.learning_rate", f"known: {names}"):
         config.load(path)

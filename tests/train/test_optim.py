@@ -1,15 +1,12 @@
 """Who is learned by what, at which rate, when."""
 
-import math
-from itertools import pairwise
-
 import pytest
 import torch
 
 from train.config import ModelConfig, OptimConfig
 from train.model import Model
 from train.optim import Optimizers
-from train.schedule import lr_factor, momentum
+from train.schedule import momentum
 
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "seq_len": 16}
 
@@ -51,29 +48,6 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
     assert names_of(model, adamw, lr=config.head_lr) == {"head.weight"}
     assert names_of(model, adamw) | names_of(model, muon) == {name for name, _ in model.named_parameters()}
     assert not names_of(model, adamw) & names_of(model, muon)
-
-
-def test_linear() -> None:
-    config = OptimConfig(schedule="linear", warmup_steps=10, decay_fraction=0.5, final_lr=0.1)
-    factors = [lr_factor(config, step, 100) for step in range(100)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert factors[10:51] == [1.0] * 41
-    assert factors[75] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert factors[99] == pytest.approx(0.1 + 0.9 / 50)
-    assert all(a >= b for a, b in pairwise(factors[10:]))
-
-
-def test_cosine() -> None:
-    config = OptimConfig(schedule="cosine", warmup_steps=20, final_lr=0.1)
-    factors = [lr_factor(config, step, 120) for step in range(121)]
-    assert factors[20] == 1.0
-    assert factors[70] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
-    assert factors[120] == pytest.approx(0.1)
-
-
-def test_constant() -> None:
-    config = OptimConfig(schedule="constant", warmup_steps=0)
-    assert {lr_factor(config, step, 50) for step in range(50)} == {1.0}
 
 
 def test_momentum_rises() -> None:

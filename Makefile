@@ -7,7 +7,13 @@ PROMPT ?= The
 millpond := .venv/bin/millpond
 named_run := $(if $(filter-out file,$(origin RUN) $(origin CONFIG)),$(if $(RUN),"$(RUN)"))
 hours := $(if $(MAXHOURS),--max-hours "$(MAXHOURS)")
-settings := $(foreach setting,$(SET),--set '$(setting)')
+export MILLPOND_SET := $(value SET)# as it was given, whatever is in it: no shell reads it
+
+ifneq ($(findstring .toml,$(CONFIG)),)
+ifneq ($(shell test -f "$(CONFIG)" && echo there),there)
+$(error CONFIG=$(CONFIG): there is no such file)
+endif
+endif
 
 .DEFAULT_GOAL := help
 
@@ -18,16 +24,16 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1	/' | expand -t 12
 
 prepare: $(millpond) ## Text in, verified token shards out
-	@$(millpond) prepare "$(CONFIG)" $(settings)
+	@$(millpond) prepare "$(CONFIG)"
 
 plan: $(millpond) ## What preparing takes, before it begins
-	@$(millpond) plan "$(CONFIG)" $(settings)
+	@$(millpond) plan "$(CONFIG)"
 
 train: $(millpond) ## Prepare what is missing, train, evaluate, print samples (MAXHOURS=8 saves and stops)
-	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(hours) $(settings)
+	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(hours)
 
 resume: $(millpond) ## Train a run on; the newest without RUN (STEPS=N or TOKENS=N makes it longer)
-	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours) $(settings)
+	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours)
 
 evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
 	@$(millpond) evaluate "$(RUN)"
@@ -55,7 +61,7 @@ bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
 	@.venv/bin/python -P tests/benchmarks/train.py
 
 bench-gpu: .venv/dev ## Measure one GPU (PART=smoke|step|loader|recipes)
-	@.venv/bin/python -P tests/benchmarks/gpu.py $(if $(PART),--part $(PART)) $(settings)
+	@.venv/bin/python -P tests/benchmarks/gpu.py $(if $(PART),--part $(PART))
 
 $(millpond): pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv

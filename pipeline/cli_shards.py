@@ -1,5 +1,6 @@
 """millpond shards …: looking at token folders, checking and sharing them, and the formats of others."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,9 @@ def push(folder: str, url: str, home: Path) -> None:
     from pipeline.folders import find
     from shards.share import push as send
 
+    if "://" not in url:
+        hub = f"; for the Hub: hf://datasets/{url}" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", url) else ""
+        terminal().note(f"to the folder {Path(url).expanduser().absolute()} of this machine{hub}")
     send(find(Layout(home), folder), url, terminal().note)
 
 

@@ -33,8 +33,24 @@ def find(layout: Layout, folder: str) -> Path:
     for path in (layout.tokens / folder, Path(folder).expanduser()):
         if (path / MANIFEST).exists():
             return path
+    for path in (layout.tokens / folder, Path(folder).expanduser()):
+        if any(path.glob("train-*.bin")) or (path / ".parts").exists():
+            raise ConfigError(
+                f"{path.absolute()}: has no {MANIFEST}: {_unfinished(path)}",
+                "without it nobody knows which files belong to it, and whether they are right",
+                "the command that made it: millpond prepare CONFIG, or millpond shards pull PLACE",
+            )
     names = ", ".join(row.folder for row in table(layout)) or "none yet"
-    raise ConfigError(f"no token folder {folder!r}", f"under {layout.tokens} there are: {names}", "millpond shards ls")
+    where = layout.tokens.absolute()
+    raise ConfigError(f"no token folder {folder!r}", f"under {where} there are: {names}", "millpond shards ls")
+
+
+def _unfinished(path: Path) -> str:
+    """The state of a folder without a manifest."""
+    sealed = len(list((path / ".parts").glob("[0-9]*.json")))
+    if (path / ".parts").exists():
+        return f"unfinished, {sealed} parts sealed"
+    return f"no manifest, {len(list(path.glob('*-*.bin')))} shards"
 
 
 def table(layout: Layout) -> list[Row]:
@@ -142,8 +158,7 @@ def users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
 def _row(path: Path, users: list[str]) -> Row:
     nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if not (path / MANIFEST).exists():
-        sealed = len(list((path / ".parts").glob("*.json")))
-        return Row(path.name, f"unfinished, {sealed} parts sealed", 0, 0, sealed, "", nbytes, users)
+        return Row(path.name, _unfinished(path), 0, 0, 0, "", nbytes, users)
     try:
         manifest = Manifest.read(path)
     except MillpondError:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,29 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-settings = click.option("--set", "settings", multiple=True, metavar="TABLE.FIELD=VALUE", help="Override one field.")
+ENVIRONMENT = "MILLPOND_SET"  # make's SET, which no shell has read
+_NEXT = re.compile(r"""\s+(?=['"]?[a-z_]+\.[a-z_.]+\s*=)""")
+
+
+def split_settings(text: str) -> tuple[str, ...]:
+    """The settings in one string, each as it is, spaces and quotes in its value too, but for quotes around it."""
+    found = _NEXT.split(text.strip()) if text.strip() else []
+    quoted = [each[0] in "'\"" and each[0] == each[-1] and len(each) > 1 for each in found]
+    return tuple(each[1:-1] if is_quoted else each for each, is_quoted in zip(found, quoted, strict=True))
+
+
+def _with_environment(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    return (*split_settings(os.environ.get(ENVIRONMENT, "")), *given)
+
+
+settings = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="TABLE.FIELD=VALUE",
+    callback=_with_environment,
+    help="Override one field.",
+)
 max_hours = click.option(
     "--max-hours",
     type=click.FloatRange(0, min_open=True),

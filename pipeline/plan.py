@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import mixture
+from pipeline import checks, mixture
 from pipeline.stages import Pipeline, cores
 from pipeline.terminal import thousands
 from pipeline.tokens import TokenRecipe
@@ -133,6 +133,7 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
     recipe = pipeline.recipe
     if not (recipe.train.tokens or recipe.train.steps):
         return None
+    checks.require_trainable(pipeline.layout, recipe)
     from train.device import device_name, pick_device, resolve_precision
     from train.fitting import best_fit
     from train.flops import flops_per_token, peak

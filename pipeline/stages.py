@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import config, drift, extension, kept_tokenizer, mixture, receipt, runs, trackers
+from pipeline import checks, config, drift, extension, kept_tokenizer, mixture, receipt, runs, trackers
 from pipeline.config import Recipe
 from pipeline.extension import Length
 from pipeline.layout import Layout, RunPaths
@@ -65,6 +65,7 @@ class Pipeline:
                 "prepare, verify and train use what is there as it is",
                 f"leave {field} out",
             )
+        checks.require_preparable(self.layout, self.recipe)
         wanted = corpora.resolve(self.recipe.corpus)
         raw, path = self.layout.raw(wanted.name), self.layout.receipt("fetch", wanted.name)
         began = time.perf_counter()
@@ -174,6 +175,7 @@ class Pipeline:
 
         RefusedError, before anything is tokenized, when `run` was started on other tokens.
         """
+        checks.require_preparable(self.layout, self.recipe)
         weights = mixture.given(self.layout, self.recipe.tokens)
         for folder in weights:
             self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
@@ -210,6 +212,7 @@ class Pipeline:
     def _begin(self, world: World, run: RunPaths, until: float, *, fresh: bool) -> None:
         """What the one process that writes does for `train`: all of it."""
         trackers.require(self.recipe.train.trackers)
+        checks.require_trainable(self.layout, self.recipe)
         if fresh or not run.receipt.exists():  # a run that is done needs no device
             self.require_device()
         if fresh:

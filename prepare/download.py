@@ -5,6 +5,7 @@ whole is hashed while the parts are joined, and compared with what the pinned co
 fetched again, a bounded number of times.
 """
 
+import glob
 import hashlib
 import os
 import random
@@ -115,6 +116,14 @@ def download(
         "wrong bytes never become tokens; a proxy, a cache or the disk may change them on the way",
         f"look at {path.with_name(f'{stem}.wrong')}, then run the same command again",
     )
+
+
+def sweep_parts(path: Path) -> bool:
+    """Remove what is left of downloads of the file at `path`; whether there was anything. The caller holds its lock."""
+    left = [each for each in path.parent.glob(f".{glob.escape(path.name)}.*") if each.suffix in (".part", ".wrong")]
+    for each in left:
+        each.unlink(missing_ok=True)
+    return bool(left)
 
 
 def _join(remote: Remote, parts: list[Path], path: Path) -> str:

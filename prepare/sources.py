@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prepare import hub
-from prepare.download import Note, Remote, download, matches
+from prepare.download import Note, Remote, download, matches, sweep_parts
 from prepare.formats import bytes_per_token, kind_of
 from shards.atomic import locked, make_folder, sweep
 from shards.errors import CorruptError, NetworkError
@@ -140,6 +140,7 @@ class HubCorpus(Corpus):
         if not self._keep and self._read().is_alone():
             for path in (self._paths[i], self._paths[i].with_suffix(".idx")):
                 path.unlink(missing_ok=True)
+                sweep_parts(path)
 
     def close(self) -> None:
         """See Corpus."""
@@ -180,6 +181,9 @@ class HubCorpus(Corpus):
     def _fetch(self, i: int) -> Path:
         source, path = self.sources[i], self._paths[i]
         if (found := self._find(i)) is not None:
+            if found == path and next(path.parent.glob(".*.part"), None):  # a kill came before they were removed
+                with locked(self._lock(f".{i}"), is_over=self._stop.is_set):
+                    sweep_parts(path)
             return found
         if is_offline():
             raise NetworkError(

@@ -51,6 +51,7 @@ class Place:
         local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
         self._folder = Path(self.root) if local else None
         if self._folder is not None:
+            self.url = self.url if "://" in self.url else str(self._folder)  # where a relative name leads to
             found = next(path for path in (self._folder, *self._folder.parents) if path.exists())
             if not found.is_dir():
                 raise ConfigError(f"{found}: is no folder", "", "name another")

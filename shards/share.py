@@ -5,6 +5,7 @@ The data goes first and the manifest last, on either side, so that half a folder
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from shards.reader import TokenFolder
 from shards.verify import verify
 from shards.writer import DOCS_DTYPE
 
+_SHARD = re.compile(r"(train|val)-\d{5,}\.(bin|docs\.npy)", re.ASCII)
 PULL = ".pull"  # the folder of what is half pulled
 THREADS = 4
 WRONG_TRIES = 3
@@ -177,9 +179,11 @@ def _manifest_here(folder: Path, wanted: Manifest) -> Manifest | None:
         here = Manifest.read(folder)
         _check_same(here, wanted, str(folder))
         return here
-    if folder.exists() and not (folder / PULL).is_dir() and any(folder.iterdir()):
+    known = {name for name, _ in wanted.files()} | {CARD}
+    strays = [path.name for path in folder.glob("[!.]*") if path.name not in known and not _SHARD.fullmatch(path.name)]
+    if strays and not (folder / PULL).is_dir():  # its own files without a manifest are what is left of it
         raise RefusedError(
-            f"{folder}: has files in it, and is no token folder",
+            f"{folder}: has files in it, and is no token folder: {min(strays)}",
             "they would lie among the shards",
             "name a folder that is empty or not there yet",
         )

@@ -17,6 +17,7 @@ without the finder; `--small` is a small model, to try the command itself on any
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -37,6 +38,7 @@ from gpu_parts import Row, Setup
 
 from pipeline.config import load
 from pipeline.layout import Layout
+from pipeline.options import ENVIRONMENT, split_settings
 from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
 from train.device import device_name, pick_device
@@ -256,6 +258,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="where step writes the profiler's table")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
+    arguments.settings = [*split_settings(os.environ.get(ENVIRONMENT, "")), *arguments.settings]
     if not (arguments.small or torch.cuda.is_available()):
         parser.error("this machine has no GPU that torch can use (millpond doctor); --small tries the command on a CPU")
     session = Session(arguments)

@@ -115,20 +115,22 @@ def test_a_manifest_that_lost_a_part(tiny_toml: Path, home: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest["parts"].pop(0)
     path.write_text(json.dumps(manifest))
-    assert "part 0 names train-00001.bin and val-00001.bin" in last_lines(run("prepare", tiny_toml, "--home", home), 4)
+    assert "part 0 names train-00001.bin as its train shard" in last_lines(run("prepare", tiny_toml, "--home", home), 4)
 
 
 def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     for i in range(150):
-        (tmp_path / f"{i:03}.txt").write_text(f"document number {i}, of no great length")
+        (tmp_path / f"{i:03}.txt").write_text(f"document number {i}, of a part's length. " * 100)
     toml = tmp_path / "a.toml"
     toml.write_text(
-        f'[corpus]\nkind = "files"\nfiles = ["{tmp_path}/*.txt"]\n[tokens]\nworkers = 1\nval_fraction = 0.5\n'
+        f'[corpus]\nkind = "files"\nfiles = ["{tmp_path}/*.txt"]\n'
+        "[tokens]\nworkers = 1\nval_fraction = 0.5\npart_tokens = 1000\n"
     )
     line = f"ulimit -S -n 128; {sys.executable} -m pipeline.cli prepare {toml} --home {tmp_path}/home"
     for _ in range(2):
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("home/tokens/*/*.bin"))) == 150
 
 
 def test_links_to_files_without_a_suffix(tmp_path: Path) -> None:

@@ -289,3 +289,29 @@ def test_a_folder_that_is_named_is_not_fetched(prepared: Path, tiny_folder: Path
     for verb in ("fetch", "tokenize"):
         result = CliRunner().invoke(main, [verb, *asked])
         assert result.exit_code == 2 and "there is nothing to fetch" in result.output
+
+
+def test_a_folder_without_its_manifest_says_so_and_pull_restores_it(tiny_folder: Path, tmp_path: Path) -> None:
+    home, there = tmp_path / "home", tmp_path / "there"
+    run(home, "push", tiny_folder, there)
+    run(home, "pull", there)
+    folder = home / "tokens" / tiny_folder.name
+    before = tree(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "val-00000.bin").write_bytes(b"damaged")
+    assert "no manifest, " in run(home, "ls").stdout and " shards" in run(home, "ls").stdout
+    for verb in ("inspect", "verify"):
+        output = run(home, verb, folder.name, code=2).output
+        assert f"{folder}: has no manifest.json: no manifest, " in output and "millpond shards pull PLACE" in output
+    run(home, "pull", there)
+    assert tree(folder) == before
+    (folder / "manifest.json").unlink()
+    (folder / "mine.txt").write_text("something else")
+    assert "has files in it, and is no token folder: mine.txt" in run(home, "pull", there, code=1).output
+
+
+def test_a_push_to_a_folder_says_where(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = run(tmp_path / "home", "push", tiny_folder, "me/fw").output
+    assert f"to the folder {tmp_path}/me/fw of this machine; for the Hub: hf://datasets/me/fw" in output
+    assert f"{tmp_path}/me/fw: whole, " in output

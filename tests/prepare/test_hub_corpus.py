@@ -312,3 +312,27 @@ def test_megatrons_index_comes_with_its_tokens(hub: LocalHub, tmp_path: Path) ->
         documents = [len(shard.documents) for split in ("train", "val") for shard in TokenFolder(folder).shards(split)]
         assert sum(documents) == 600
         assert not list((tmp_path / home / "raw").rglob("web.*"))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_halves_that_a_kill_left_beside_the_whole_file_are_removed(hub: LocalHub, tmp_path: Path, keep: bool) -> None:
+    """It comes between the publishing of the file and the removal of what it was joined from."""
+    toml = tmp_path / "web.toml"
+    toml.write_text(TOML)
+    code = (
+        "import os, signal, sys; from pathlib import Path; real = Path.unlink\n"
+        "def unlink(self, *a, **k):\n"
+        "    if self.suffix == '.part': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self, *a, **k)\n"
+        "Path.unlink = unlink\n"
+        "from pipeline.cli import main; main(sys.argv[1:])"
+    )
+    arguments = [str(each) for each in ("prepare", toml, "--home", tmp_path / "home")]
+    killed = subprocess.run([command()[0], "-c", code, *arguments], capture_output=True, check=False)
+    assert killed.returncode == -9
+    raw = tmp_path / "home" / "raw" / "web"
+    assert list(raw.rglob("*.part"))
+    folder = prepare(tmp_path, f"corpus.keep_raw={json.dumps(keep)}")
+    assert not [path for path in raw.rglob("*") if path.suffix in (".part", ".wrong")]
+    assert bool(list(raw.rglob("*.parquet"))) == keep
+    assert tree(folder) == tree(prepare(tmp_path, home="calm"))

@@ -32,8 +32,9 @@ def text_stream(folder: Path, shards: list[list[int]], placement: Placement) -> 
         path = folder / f"train-{i:05}.bin"
         with ShardWriter(path, vocab_size=100, eot=EOT, placement=placement, fingerprint="00" * 32) as shard:
             shard.append(np.array([*chain(*texts)], np.uint16), starts, np.zeros(len(texts), np.uint64))
-            shard.seal()
-        opened.append(Shard(path))
+            record = shard.seal()
+        if record.nbytes:  # one without tokens is not on disk
+            opened.append(Shard(path))
     return TokenStream(opened, np.dtype("<u2"))
 
 

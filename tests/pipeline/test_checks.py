@@ -1,0 +1,52 @@
+"""What a recipe alone shows is refused before a byte is fetched or read."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from harness import TINY
+
+from pipeline.cli import main
+
+GPT2 = TINY.replace('tokenizer = "bpe"\nvocab_size = 512\n', "")
+
+
+@pytest.mark.parametrize("verb", ["prepare", "fetch", "tokenize", "train", "plan"])
+@pytest.mark.parametrize(
+    ("settings", "says", "fix"),
+    [
+        (["tokens.tokenizer=bert"], "Unknown tokenizer 'bert': gpt2, bpe, or a .json or .tiktoken file", "tokenizer="),
+        (["tokens.tokenizer=gtp2"], "Unknown tokenizer 'gtp2'", "--set tokens.tokenizer=gpt2"),
+        (["tokens.tokenizer=none/tokenizer.json"], "tokens.tokenizer: no such file: none/tokenizer.json", "the path"),
+        (
+            ["tokens.vocab_size=4096"],
+            'tokens.vocab_size is 4096, and tokens.tokenizer is "gpt2"',
+            "leave vocab_size out",
+        ),
+        (["tokens.tokenizer=bpe", "tokens.vocab_size=100"], 'a "bpe" tokenizer has at least 258', "vocab_size=4096"),
+        (["tokens.forbid=nothing-12345678"], "tokens.forbid: there is no token folder nothing-12345678", "shards ls"),
+        (["corpus.filters=lang is en"], "corpus.filters: 'lang is en' is no condition", "fix"),
+        (["tokens.tokenizer=bert", "tokens.forbid=gone"], "Unknown tokenizer 'bert'", "; check the name"),
+    ],
+)
+def test_refused_before_any_work(tmp_path: Path, verb: str, settings: list[str], says: str, fix: str) -> None:
+    """The corpus is not there, and nobody has looked."""
+    toml, home = tmp_path / "r.toml", tmp_path / "home"
+    toml.write_text(GPT2.format(files=tmp_path / "no such file.jsonl"))
+    chosen = [word for each in settings for word in ("--set", each)]
+    result = CliRunner().invoke(main, [verb, str(toml), *chosen, "--home", str(home)])
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr and fix in result.stderr
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_training_without_validation_is_refused_and_preparing_is_not(tmp_path: Path, corpus_file: Path) -> None:
+    toml, home = tmp_path / "r.toml", str(tmp_path / "home")
+    toml.write_text(TINY.format(files=corpus_file))
+    none = ["--set", "tokens.val_fraction=0.0", "--home", home]
+    for verb in ("train", "plan"):
+        result = CliRunner().invoke(main, [verb, str(toml), *none])
+        assert result.exit_code == 2, result.output
+        assert "training needs validation text and none was selected" in result.stderr
+        assert not list((tmp_path / "home").glob("tokens/*"))
+    assert CliRunner().invoke(main, ["prepare", str(toml), *none]).exit_code == 0

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from harness import tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +22,11 @@ from prepare.documents import read
 from prepare.formats import COMPRESSED, FORMATS, bytes_per_token, cut_of, kind_of, unknown
 from prepare.rows import CHUNK_BYTES, open_parquet
 from prepare.screen import parse_filters
-from shards import ConfigError, CorruptError, HostError
-from shards.manifest import Counts
+from shards import ConfigError, CorruptError, HostError, TokenFolder
+from shards.manifest import Counts, Split
 
 Table = dict[str, list[Any]]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def separated(table: Table, delimiter: str) -> bytes:
@@ -382,3 +384,23 @@ def test_every_format_gives_the_same_documents(
         if name in TEXTUAL:
             for suffix, pack in PACK.items():
                 assert documents(written(folder, name + suffix, pack(write(table))))[0] == expected, name + suffix
+
+
+def test_every_format_gives_the_same_tokens_with_any_number_of_workers(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    texts = [f'text {i}, "quoted",\twith\nlines, 漢字 and {i * i}. ' * 3 for i in range(60)]
+    table: Table = {"n": list(range(60)), "text": [None if i % 9 == 0 else text for i, text in enumerate(texts)]}
+    packed = {f"{name}{suffix}": (name, suffix) for name, suffix in zip(TEXTUAL, PACK, strict=False)}
+    files = [written(tmp_path, name, write(table)) for name, write in ROWS.items()]
+    files += [written(tmp_path, name, PACK[suffix](ROWS[plain](table))) for name, (plain, suffix) in packed.items()]
+    streams = {}
+    for path in files:
+        folder = TokenFolder(prepare(path, home=f"home-{path.name}", tokens__val_fraction=0.2))
+        streams[path.name] = [folder.stream(split).window(0, len(folder.stream(split))).tolist() for split in SPLITS]
+    first = streams.pop(files[0].name)
+    assert len(first[0]) > 1000 and len(first[1]) > 100
+    assert all(stream == first for stream in streams.values())
+    homes = [prepare(*files, home=f"{n}", tokens__workers=n, tokens__part_tokens=4000) for n in (1, 2)]
+    assert tree(homes[0]) == tree(homes[1])
+    assert len(TokenFolder(homes[0]).manifest.parts) > 3

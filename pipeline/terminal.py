@@ -166,7 +166,7 @@ class Terminal:
 
 def _short(rate: float) -> str:
     """A rate in six characters."""
-    return f"{rate:.1e}".replace("e-0", "e-")
+    return f"{rate:.1e}".replace("e-0", "e-").replace("e+00", "e+0")
 
 
 def thousands(number: float) -> tuple[str, str]:

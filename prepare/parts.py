@@ -25,6 +25,7 @@ from shards.tokenizer import Tokenizer
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
 ENGLISH = 1000  # a plan's scale where nothing was measured
 SAMPLE_BYTES = 1 << 20
+SMALL, RUN = 100, 8  # small files, and runs of them, in a part
 _OFFSET_BYTES = 4  # with each text in a parquet file
 _PIECE = 4096  # characters
 
@@ -151,14 +152,20 @@ def _sampled(piece: Piece, column: str, tokenizer: Tokenizer, filters: Sequence[
 
 
 def _run_of_small(corpus: Corpus, source: int, part_tokens: int, cut: PlanRecord) -> list[int]:
-    """`source` and its neighbours after it that fit into one part with it, by their sizes alone."""
-    first = corpus.sources[source]
-    run, filled = [source], _tokens_of(first, cut)
-    for i, record in enumerate(corpus.sources[source + 1 :], source + 1):
-        filled += _tokens_of(record, cut)
-        if filled > part_tokens or record.split != first.split or not (_is_text(first) and _is_text(record)):
+    """`source` and the small files after it that are one part with it, by their sizes alone.
+
+    Small is a hundredth of a part. The run ends at an eighth of one, so that several workers have something to do.
+    """
+    first, run, filled = corpus.sources[source], [source], 0
+    for i, record in enumerate(corpus.sources[source:], source):
+        tokens = _tokens_of(record, cut)
+        filled += tokens
+        if not _is_text(record) or record.split != first.split or tokens * SMALL > part_tokens:
             break
-        run.append(i)
+        if i > source and filled * RUN > part_tokens:
+            break
+        if i > source:
+            run.append(i)
     return run
 
 

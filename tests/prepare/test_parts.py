@@ -64,8 +64,10 @@ def test_small_files_are_one_part_in_the_order_of_their_names(prepare: Prepare, 
     assert decoded["train"] == [each for each in texts if each not in kept]
     assert decoded["val"] == [each for each in texts if each in kept] and decoded["val"]
     assert verify(folder.path) == []
-    two = prepare(pattern, home="two", tokens__val_fraction=0.2, tokens__workers=2, tokens__part_tokens=1000)
-    again = prepare(pattern, home="one", tokens__val_fraction=0.2, tokens__workers=1, tokens__part_tokens=1000)
+    two = prepare(pattern, home="two", tokens__val_fraction=0.2, tokens__workers=2, tokens__part_tokens=10_000 * count)
+    again = prepare(
+        pattern, home="one", tokens__val_fraction=0.2, tokens__workers=1, tokens__part_tokens=10_000 * count
+    )
     assert tree(two) == tree(again)
     several = TokenFolder(two)
     assert len(several.manifest.parts) > 1
@@ -84,14 +86,14 @@ def test_a_run_ends_at_a_large_file_and_where_the_split_changes(tmp_path: Path) 
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/*.jsonl",), val_files=(f"{tmp_path}/1.jsonl",))
     corpus = fetch(config, tmp_path)
     cut = PlanRecord(scale=1000, packed=1000)
-    parts = list(plan(corpus, 5_000, cut=cut))
+    parts = list(plan(corpus, 10_000, cut=cut))
     names = [[piece.path.stem for piece in part.pieces] for part in parts]
     assert names[:2] == [["1"], ["0", "2"]] and names[-1] == ["4", "5"]
     assert names[2:-1] and {tuple(each) for each in names[2:-1]} == {("3",)}
     assert [part.index for part in parts] == list(range(len(parts)))
     assert parts[1].pieces == (Piece(tmp_path / "0.jsonl", 0, WHOLE), Piece(tmp_path / "2.jsonl", 0, WHOLE))
     sealed = {1: sealed_record(parts[1].source, parts[1].last_source)}
-    assert [part.index for part in plan(corpus, 5_000, sealed, cut)] == [0, *range(2, len(parts))]
+    assert [part.index for part in plan(corpus, 10_000, sealed, cut)] == [0, *range(2, len(parts))]
 
 
 def sealed_record(source: int, last_source: int | None) -> PartRecord:

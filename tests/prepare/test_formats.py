@@ -1,110 +1,25 @@
 """One guard for all formats: what is refused or repaired in one is in every other. Each test is one guard."""
 
-import bz2
-import csv
 import gzip
 import io
-import json
 import lzma
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from harness import tree
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from tables import ALL, PACK, ROWS, TEXTUAL, arrow, documents, parquet, written
 
 from prepare.documents import read
 from prepare.formats import COMPRESSED, FORMATS, bytes_per_token, cut_of, kind_of, unknown
-from prepare.rows import CHUNK_BYTES, open_parquet
-from prepare.screen import parse_filters
-from shards import ConfigError, CorruptError, HostError, TokenFolder
-from shards.manifest import Counts, Split
+from prepare.rows import CHUNK_BYTES
+from shards import ConfigError, CorruptError, HostError
 
-Table = dict[str, list[Any]]
-SPLITS: tuple[Split, ...] = ("train", "val")
-
-
-def separated(table: Table, delimiter: str) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter=delimiter)
-    writer.writerow(table)
-    writer.writerows(zip(*table.values(), strict=True))
-    return out.getvalue().encode()
-
-
-def rows_of(table: Table) -> list[dict[str, Any]]:
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-
-
-def arrow_of(table: Table, kind: Any = None) -> pa.Table:
-    if kind == "dictionary":
-        return pa.table({**table, "text": pa.array(table["text"], pa.string()).dictionary_encode()})
-    return pa.table({**table, "text": pa.array(table["text"], kind)} if kind else table)
-
-
-def parquet(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out)
-    return out.getvalue()
-
-
-def arrow(table: pa.Table, make: Callable[..., Any] = pa.ipc.new_stream) -> bytes:
-    out = io.BytesIO()
-    with make(out, table.schema) as writer:
-        writer.write_table(table)
-    return out.getvalue()
-
-
-ROWS: dict[str, Callable[[Table], bytes]] = {
-    "plain.parquet": lambda table: parquet(arrow_of(table)),
-    "dictionary.parquet": lambda table: parquet(arrow_of(table, "dictionary")),
-    "large.parquet": lambda table: parquet(arrow_of(table, pa.large_string())),
-    "view.parquet": lambda table: parquet(arrow_of(table, pa.string_view())),
-    "stream.arrow": lambda table: arrow(arrow_of(table)),
-    "file.arrow": lambda table: arrow(arrow_of(table), pa.ipc.new_file),
-    "dictionary.arrow": lambda table: arrow(arrow_of(table, "dictionary")),
-    "a.jsonl": lambda table: "".join(json.dumps(row) + "\n" for row in rows_of(table)).encode(),
-    "a.json": lambda table: json.dumps(rows_of(table)).encode(),
-    "lines.json": lambda table: "".join(json.dumps(row) + "\n" for row in rows_of(table)).encode(),
-    "a.csv": lambda table: separated(table, ","),
-    "a.tsv": lambda table: separated(table, "\t"),
-}
-DOCUMENTS: dict[str, Callable[[Table], bytes]] = {
-    f"a{kind}": lambda table: table["text"][0].encode() for kind in (".txt", ".md")
-}
-ALL = {**ROWS, **DOCUMENTS}
-TEXTUAL = [name for name in ALL if FORMATS[kind_of(name)].compressible]
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.compress,
-}
 each_format = pytest.mark.parametrize("name", ALL)
 each_of_rows = pytest.mark.parametrize("name", ROWS)
 each_of_text = pytest.mark.parametrize("name", TEXTUAL)
 each_compression = pytest.mark.parametrize("suffix", PACK)
-
-
-def documents(path: Path, filters: Sequence[str] = (), column: str = "text") -> tuple[list[str], Counts]:
-    last = open_parquet(path, [column]).num_row_groups if path.suffix == ".parquet" else path.stat().st_size
-    texts: list[str] = []
-    counts = Counts()
-    for batch in read(path, 0, last, column, parse_filters(filters)):
-        texts += batch.texts
-        counts = counts.plus(batch.counts)
-    return texts, counts
-
-
-def written(folder: Path, name: str, data: bytes) -> Path:
-    path = folder / name
-    path.write_bytes(data)
-    return path
 
 
 def test_every_format_is_tested_here() -> None:
@@ -358,49 +273,3 @@ def test_a_dictionary_is_cut_by_its_rows(tmp_path: Path) -> None:
     sizes = [(len(batch.texts), batch.counts.text_bytes) for batch in read(tmp_path / "a.parquet", 0, 1, "text")]
     assert sum(rows for rows, _ in sizes) == 12_000
     assert len(sizes) < 20 and max(nbytes for _, nbytes in sizes) <= CHUNK_BYTES
-
-
-cells = st.one_of(
-    st.none(),
-    st.sampled_from(
-        ["", "null", "NaN", "1984", "1e5", "true", "a,b", "tab\there", 'a "q" b', '"', "two\nlines", "\r\n", " x "]
-    ),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(cells, min_size=1, max_size=6))
-def test_every_format_gives_the_same_documents(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str | None]
-) -> None:
-    """A csv or tsv file has no null: its empty fields are null, and both are dropped."""
-    folder = tmp_path_factory.mktemp("table")
-    table: Table = {"n": list(range(len(texts))), "text": [*texts]}
-    expected = [text for text in texts if text]
-    for name, write in ROWS.items():
-        found, counts = documents(written(folder, name, write(table)))
-        assert (name, found, counts.rows) == (name, expected, len(texts))
-        if name in TEXTUAL:
-            for suffix, pack in PACK.items():
-                assert documents(written(folder, name + suffix, pack(write(table))))[0] == expected, name + suffix
-
-
-def test_every_format_gives_the_same_tokens_with_any_number_of_workers(
-    prepare: Callable[..., Path], tmp_path: Path
-) -> None:
-    texts = [f'text {i}, "quoted",\twith\nlines, 漢字 and {i * i}. ' * 3 for i in range(60)]
-    table: Table = {"n": list(range(60)), "text": [None if i % 9 == 0 else text for i, text in enumerate(texts)]}
-    packed = {f"{name}{suffix}": (name, suffix) for name, suffix in zip(TEXTUAL, PACK, strict=False)}
-    files = [written(tmp_path, name, write(table)) for name, write in ROWS.items()]
-    files += [written(tmp_path, name, PACK[suffix](ROWS[plain](table))) for name, (plain, suffix) in packed.items()]
-    streams = {}
-    for path in files:
-        folder = TokenFolder(prepare(path, home=f"home-{path.name}", tokens__val_fraction=0.2))
-        streams[path.name] = [folder.stream(split).window(0, len(folder.stream(split))).tolist() for split in SPLITS]
-    first = streams.pop(files[0].name)
-    assert len(first[0]) > 1000 and len(first[1]) > 100
-    assert all(stream == first for stream in streams.values())
-    homes = [prepare(*files, home=f"{n}", tokens__workers=n, tokens__part_tokens=4000) for n in (1, 2)]
-    assert tree(homes[0]) == tree(homes[1])
-    assert len(TokenFolder(homes[0]).manifest.parts) > 3

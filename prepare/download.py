@@ -69,9 +69,15 @@ def matches(path: Path, size: int, digest: str) -> bool:
 
 
 def download(
-    remote: Remote, path: Path, stop: threading.Event, note: Note = lambda _: None, connections: int = 4
+    remote: Remote,
+    path: Path,
+    stop: threading.Event,
+    note: Note = lambda _: None,
+    came: Callable[[int, bool], None] = lambda nbytes, now: None,
+    connections: int = 4,
 ) -> None:
-    """Fetch `remote` to `path`, going on from what an earlier process left. `note` is told of long waits.
+    """Fetch `remote` to `path`, going on from what an earlier process left. `note` is told of long waits, `came` of
+    bytes: how many, and whether they came now.
 
     NetworkError with the reason when the bounded tries are used up, DiskError when the disk is; CancelledError soon
     after another thread sets `stop`.
@@ -91,7 +97,7 @@ def download(
         ended.clear()
         with ThreadPoolExecutor(count) as pool:
             running = [
-                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], is_over, note)
+                pool.submit(_segment, remote, part, bounds[i], bounds[i + 1], is_over, note, came)
                 for i, part in enumerate(parts)
             ]
             try:
@@ -142,16 +148,27 @@ def _join(remote: Remote, parts: list[Path], path: Path) -> str:
     return found
 
 
-def _segment(remote: Remote, part: Path, first: int, last: int, is_over: Callable[[], bool], note: Note) -> None:
+def _segment(
+    remote: Remote,
+    part: Path,
+    first: int,
+    last: int,
+    is_over: Callable[[], bool],
+    note: Note,
+    came: Callable[[int, bool], None],
+) -> None:
     """Bytes `first` to `last` of the file into `part`, appended to what is there."""
     if part.exists() and part.stat().st_size > last - first:
         part.unlink()
-    if part.exists() and part.stat().st_size == last - first:
-        return
+    if part.exists():
+        came(part.stat().st_size, False)
+        if part.stat().st_size == last - first:
+            return
     try:
         with part.open("ab", buffering=0) as out:
             for chunk in _persistently(remote, first + out.tell(), last, is_over, note):
                 _write_all(out.fileno(), chunk)
+                came(len(chunk), True)
                 if is_over():
                     return
     except OSError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from prepare import hub
 from prepare.download import Note, Remote, download, matches, sweep_parts
 from prepare.formats import bytes_per_token, kind_of
+from prepare.progress import Progress
 from shards.atomic import locked, make_folder, sweep
 from shards.errors import CorruptError, NetworkError
 from shards.hub_access import is_offline
@@ -98,6 +99,7 @@ class HubCorpus(Corpus):
         self._raw, self._locks, self._keep, self._note = raw, locks, keep, note
         tokens = np.cumsum([source.nbytes / _bytes_per_token(source.name) for source in sources])
         self.wanted = min(len(sources), 1 + int(np.searchsorted(tokens, max_tokens or sys.maxsize)))
+        self._progress = Progress(sum(source.nbytes for source in sources[: self.wanted]), note)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(FILES_AHEAD)
         self._fetched: dict[int, Future[Path]] = {}
@@ -181,6 +183,7 @@ class HubCorpus(Corpus):
     def _fetch(self, i: int) -> Path:
         source, path = self.sources[i], self._paths[i]
         if (found := self._find(i)) is not None:
+            self._progress.found(source.name, source.nbytes)
             if found == path and next(path.parent.glob(".*.part"), None):  # a kill came before they were removed
                 with locked(self._lock(f".{i}"), is_over=self._stop.is_set):
                     sweep_parts(path)
@@ -195,7 +198,7 @@ class HubCorpus(Corpus):
             if self._find(i) is None:
                 self._note(f"downloading {source.name}, {source.nbytes / 1e6:,.1f} MB")
                 sweep(make_folder(path.parent), path.name)
-                download(self._remote(i), path, self._stop, self._note)
+                download(self._remote(i), path, self._stop, self._note, self._progress.of(source.name, source.nbytes))
                 self._matched[i] = path, state_of(path)
         return path
 

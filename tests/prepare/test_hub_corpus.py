@@ -1,6 +1,7 @@
 """A corpus on the Hub, end to end: pinned once, only what is needed fetched, read where it lies."""
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -336,3 +337,43 @@ def test_halves_that_a_kill_left_beside_the_whole_file_are_removed(hub: LocalHub
     assert not [path for path in raw.rglob("*") if path.suffix in (".part", ".wrong")]
     assert bool(list(raw.rglob("*.parquet"))) == keep
     assert tree(folder) == tree(prepare(tmp_path, home="calm"))
+
+
+def test_a_download_says_how_far_it_is(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prepare import corpora, progress
+    from prepare.config import CorpusConfig
+
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
+    for home, said in (("all", list[str]()), ("all", list[str]())):
+        corpus = corpora.fetch(config, tmp_path / home, note=said.append)
+        for i in range(3):
+            corpus.path(i)
+        corpus.close()
+        lines = [line for line in said if " left" in line]
+        if lines:
+            whole = sum(source.nbytes for source in corpus.sources)
+            pattern = r"sample/\d\.parquet: [\d.]+ MB of [\d.]+ MB, [\d.]+ MB/s, 0:\d\d left; in all [\d.]+ MB of "
+            assert all(re.match(pattern + f"{whole / 1e6:.1f} MB, ", line) for line in lines)
+            assert f"in all {whole / 1e6:.1f} MB of {whole / 1e6:.1f} MB, 0:00 left" in lines[-1]
+            first = lines
+    assert first and not lines  # the second time all is here
+
+
+def test_what_an_earlier_process_left_counts(hub: LocalHub, tmp_path: Path) -> None:
+    from prepare import hub as hubs
+    from prepare.download import download
+
+    found = hubs.listing("org/web", "main", ["sample"])
+    file = found.files["sample/0.parquet"]
+    hub.faults = [Fault("cut", 1), Fault("404", 1)]
+    told: list[tuple[int, bool]] = []
+    remote = hubs.remote("org/web", found.commit, file)
+    with pytest.raises(NetworkError):
+        download(remote, tmp_path / "a", threading.Event(), came=lambda *each: told.append(each))
+    before = sum(nbytes for nbytes, _ in told)
+    assert 0 < before < file.nbytes and all(now for _, now in told)
+    told.clear()
+    download(remote, tmp_path / "a", threading.Event(), came=lambda *each: told.append(each))
+    assert told[0] == (before, False)
+    assert sum(nbytes for nbytes, _ in told) == file.nbytes

@@ -7,7 +7,9 @@ PROMPT ?= The
 millpond := .venv/bin/millpond
 named_run := $(if $(filter-out file,$(origin RUN) $(origin CONFIG)),$(if $(RUN),"$(RUN)"))
 hours := $(if $(MAXHOURS),--max-hours "$(MAXHOURS)")
-export MILLPOND_SET := $(value SET)# as it was given, whatever is in it: no shell reads it
+# as they were given, whatever is in them: no shell reads them
+export MILLPOND_SET := $(value SET)
+export MILLPOND_PROMPT := $(value PROMPT)
 
 ifneq ($(findstring .toml,$(CONFIG)),)
 ifneq ($(shell test -f "$(CONFIG)" && echo there),there)
@@ -35,11 +37,11 @@ train: $(millpond) ## Prepare what is missing, train, evaluate, print samples (M
 resume: $(millpond) ## Train a run on; the newest without RUN (STEPS=N or TOKENS=N makes it longer)
 	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours)
 
-evaluate: $(millpond) ## Validation loss of a run's newest checkpoint
-	@$(millpond) evaluate "$(RUN)"
+evaluate: $(millpond) ## Validation loss of a run's newest checkpoint; the newest run without RUN
+	@$(millpond) evaluate $(named_run)
 
 sample: $(millpond) ## Text from a run's newest checkpoint (PROMPT="...")
-	@$(millpond) sample "$(RUN)" --prompt "$(PROMPT)"
+	@$(millpond) sample $(named_run) --prompt "$$MILLPOND_PROMPT"
 
 status: $(millpond) ## What is there: token folders and runs
 	@$(millpond) status

@@ -46,7 +46,8 @@ class Progress:
         in_all = ""
         if self._nbytes > size:
             in_all = f"; in all {_size(whole)} of {_size(self._nbytes)}, {_clock((self._nbytes - whole) / rate)} left"
-        return f"{name}: {_size(here)} of {_size(size)}, {rate / 1e6:.1f} MB/s, {_clock((size - here) / rate)} left{in_all}"
+        left = _clock((size - here) / rate)
+        return f"{name}: {_size(here)} of {_size(size)}, {rate / 1e6:.1f} MB/s, {left} left{in_all}"
 
 
 def _size(nbytes: int) -> str:

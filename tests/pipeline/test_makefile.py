@@ -69,3 +69,10 @@ def test_a_config_with_a_space_in_its_name(place: Path) -> None:
     (place / "my recipe.toml").write_text("")
     arguments, _ = json.loads(make(place, "prepare", "CONFIG=my recipe.toml").stdout)
     assert arguments == ["prepare", "my recipe.toml"]
+
+
+def test_the_newest_run_is_taken_where_none_is_named(place: Path) -> None:
+    assert json.loads(make(place, "evaluate").stdout)[0] == ["evaluate"]
+    assert json.loads(make(place, "evaluate", "RUN=first").stdout)[0] == ["evaluate", "first"]
+    prompt = 'it\'s "$HOME" & `ls`'
+    assert json.loads(make(place, "sample", f"PROMPT={prompt}").stdout)[0] == ["sample", "--prompt", prompt]

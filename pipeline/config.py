@@ -88,7 +88,11 @@ def _set(data: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     table, dot, field = key.strip().partition(".")
     if not (equals and dot and table and field):
-        raise ConfigError(f"--set {setting}: expected TABLE.FIELD=VALUE", "", "for example --set optim.lr=3e-4")
+        what = f"--set {setting}: expected TABLE.FIELD=VALUE{_meant(key.strip())}"
+        raise ConfigError(what, "", "for example --set train.steps=1000")
+    fields_of = {name: list(get_type_hints(kind)) for name, kind in get_type_hints(Recipe).items()}
+    if field.partition(".")[0] not in fields_of.get(table, ()):
+        raise ConfigError(f"--set {setting}: unknown key {key.strip()}{_meant(key.strip())}", _known(table))
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -140,9 +144,53 @@ def _refuse_unknown(keys: dict[str, Any], known: list[str], where: str, prefix: 
     for key in keys:
         if key not in known:
             names = ", ".join(prefix + name for name in known)
-            raise ConfigError(f"{where}: unknown key {prefix}{key}{_nearest(key, known, prefix)}", f"known: {names}")
+            raise ConfigError(f"{where}: unknown key {prefix}{key}{_meant(prefix + key)}", f"known: {names}")
 
 
-def _nearest(word: str, known: list[str], prefix: str = "") -> str:
+def _known(table: str) -> str:
+    tables = get_type_hints(Recipe)
+    names = [f"{table}.{name}" for name in get_type_hints(tables[table])] if table in tables else list(tables)
+    return f"known: {', '.join(names)}"
+
+
+ALIASES = {  # what others call a field
+    "batch_size": "train.batch_tokens",
+    "block_size": "model.seq_len",
+    "context": "model.seq_len",
+    "context_length": "model.seq_len",
+    "dataset": "corpus.name",
+    "epochs": "train.tokens",
+    "hidden_size": "model.d_model",
+    "learning_rate": "optim.lr",
+    "layers": "model.n_layer",
+    "max_iters": "train.steps",
+    "max_lr": "optim.lr",
+    "max_steps": "train.steps",
+    "n_ctx": "model.seq_len",
+    "n_embd": "model.d_model",
+    "n_layers": "model.n_layer",
+    "num_heads": "model.n_head",
+    "optimizer": "optim.name",
+    "split": "tokens.val_fraction",
+    "vocab": "tokens.vocab_size",
+    "warmup": "optim.warmup_steps",
+}
+
+
+def _meant(key: str) -> str:
+    """The field that is most likely meant by `key`, by another name, in another table or misspelled."""
+    tables = get_type_hints(Recipe)
+    fields = [f"{table}.{name}" for table, kind in tables.items() for name in get_type_hints(kind)]
+    table, _, last = key.rpartition(".")
+    word = last.lower().replace("-", "_")
+    own = [name for name in fields if name.startswith(f"{table}.")] if table in tables else []
+    by_name = [name for name in fields if name.partition(".")[2] == word]
+    near = difflib.get_close_matches(f"{table}.{word}", own, n=1, cutoff=0.75) if own else []
+    found = [*near, *by_name, *([ALIASES[word]] if word in ALIASES else [])]
+    found = found or difflib.get_close_matches(key, own or [*tables, *fields], n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _nearest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,6 +1,8 @@
 """One TOML, strictly read: what is not understood is refused with what was probably meant."""
 
+import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from harness import complains
@@ -28,7 +30,7 @@ def test_a_typo(tmp_path: Path) -> None:
     known = "name, lr, embed_lr, head_lr, norm_lr, weight_decay, decay, beta1, beta2, eps, momentum, momentum_warmup, "
     known += "clip, schedule, warmup_steps, decay_fraction, final_lr, schedule_rule"
     names = ", ".join(f"optim.{name}" for name in known.split(", "))
-    with complains(ConfigError, f"{path}: unknown key optim.learning_rate", f"known: {names}"):
+    with complains(ConfigError, f"{path}: unknown key optim.learning_rate; did you mean optim.lr?", f"known: {names}"):
         config.load(path)
     with pytest.raises(ConfigError, match=r"unknown key optim\.warmup_step; did you mean optim\.warmup_steps\?"):
         config.load(write(tmp_path, "[optim]\nwarmup_step = 5\n"))
@@ -161,3 +163,37 @@ def test_what_was_laid_over_it_is_named_with_it(tmp_path: Path) -> None:
             ConfigError, f"{path} --set {field}={value}: Invalid enum value '{value}' - at `{place}`", known
         ):
             config.load(path, (f"{field}={value}",))
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lr", "optim.lr"),
+        ("LR", "optim.lr"),
+        ("learning_rate", "optim.lr"),
+        ("optim.LR", "optim.lr"),
+        ("optim.learning_rate", "optim.lr"),
+        ("train.lr", "optim.lr"),
+        ("batch_size", "train.batch_tokens"),
+        ("train.batch_size", "train.batch_tokens"),
+        ("model.context_length", "model.seq_len"),
+        ("model.n_layers", "model.n_layer"),
+        ("train.warmup", "optim.warmup_steps"),
+        ("optim.warmup_step", "optim.warmup_steps"),
+        ("tokens.vocabsize", "tokens.vocab_size"),
+        ("modle.n_head", "model.n_head"),
+    ],
+)
+def test_a_field_by_another_name_is_blamed_on_set_and_guessed(key: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--set {re.escape(key)}=1: .*; did you mean {re.escape(meant)}\?"):
+        config.load("demo", (f"{key}=1",))
+
+
+def test_every_alias_is_of_a_field() -> None:
+
+    fields = {
+        f"{table}.{name}" for table, kind in get_type_hints(config.Recipe).items() for name in get_type_hints(kind)
+    }
+    assert set(config.ALIASES.values()) <= fields and not set(config.ALIASES) & {
+        name.partition(".")[2] for name in fields
+    }

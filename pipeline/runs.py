@@ -178,8 +178,10 @@ def identity_of(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def refuse_drift(run: RunPaths, wanted: dict[str, Any]) -> None:
     """RefusedError, with the fields that differ, unless the run was made with what is wanted now."""
-    found = differences(identity_of(config.load_run(run.recipe), pinned(run)), wanted, neutral_tables())
-    if found:
+    made = identity_of(config.load_run(run.recipe), pinned(run))
+    optim = {key: value for key, value in wanted["optim"].items() if key != "schedule_rule"}  # see as_begun
+    optim |= {key: value for key, value in made["optim"].items() if key == "schedule_rule"}
+    if found := differences(made, {**wanted, "optim": optim}, neutral_tables()):
         raise drifted(run, found)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.options import ENVIRONMENT, split_settings
+from pipeline.options import split_settings
 
 ROOT = Path(__file__).parents[2]
 ECHO = """#!/usr/bin/env python3
@@ -28,7 +28,11 @@ def place(tmp_path: Path) -> Path:
 
 
 def make(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", ENVIRONMENT))}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MAKE", "MFLAGS", "RUN", "CONFIG", "MILLPOND"))
+    }
     return subprocess.run(["make", *words], cwd=place, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -16,6 +16,7 @@ def counting_stream(folder: Path, sizes: list[int], first_id: int = 0) -> TokenS
             if size:
                 shard.append(np.arange(at, at + size).astype(np.uint16), np.array([0]), np.zeros(1, np.uint64))
             shard.seal()
-        shards.append(Shard(path))
+        if size:  # one without tokens is not on disk
+            shards.append(Shard(path))
         at += size
     return TokenStream(shards, np.dtype("<u2"))

@@ -116,7 +116,7 @@ class Around(Fixed):
 
 
 def taken(of: Stepper, loader: Around, step: int) -> None:
-    of.optimizers.schedule(step, 200)
+    of.optimizers.schedule(step, 400)
     of.step(loader)
 
 

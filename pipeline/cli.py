@@ -39,13 +39,15 @@ class _Main(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         os.environ.setdefault("PYTHONSAFEPATH", "1")  # or modules of the working folder stand in for those of workers
         # SIGINT too: a script's background job is born with it ignored, and then `kill -INT` would do nothing
-        before = {signum: signal.signal(signum, _Stop()) for signum in (signal.SIGINT, *ended_by())}
+        stop = _Stop()
+        before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, *ended_by())}
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except _Signalled as stop:
-            raise _Failed(Interrupted(stop.signum, _KEPT.get(ctx.invoked_subcommand or "", _SEALED))) from None
+        except _Signalled as signalled:
+            kept = _KEPT.get(ctx.invoked_subcommand or "", "nothing was changed")
+            raise _Failed(Interrupted(signalled.signum, kept)) from None
         except Exception as error:
             if os.environ.get(TRACEBACK):
                 logging.getLogger(__name__).exception("where it happened")
@@ -55,8 +57,10 @@ class _Main(click.Group):
                 signal.signal(signum, handler)
 
 
-_SEALED = "what was sealed before is kept"
-_KEPT = {"shards": "nothing half-written was published", "plan": "nothing was changed", "sample": "nothing was changed"}
+_KEPT = {
+    **dict.fromkeys(("prepare", "fetch", "tokenize", "train", "resume"), "what was sealed before is kept"),
+    "shards": "nothing half-written was published",
+}
 
 
 class _Signalled(KeyboardInterrupt):
@@ -68,7 +72,7 @@ class _Signalled(KeyboardInterrupt):
 
 
 class _Stop:
-    """The handler of one signal: the first ends the command in order, the second at once, whatever it waits for."""
+    """The handler of all these signals: the first ends the command in order, the second at once, in any wait."""
 
     seen = False
 

@@ -119,6 +119,8 @@ class Pipeline:
                 return folder
             began = time.perf_counter()
             done = manifest.parts if manifest else []
+            if not done:
+                wanted.look()
             expected = wanted.expect(folder, done, footers=False)
             if shutil.disk_usage(self.layout.home).free < estimate.AMPLE * expected.peak:
                 expected = wanted.expect(folder, done, footers=True)

@@ -8,7 +8,7 @@ from msgspec import UNSET
 from pipeline import folders
 from pipeline.config import Recipe
 from pipeline.layout import Layout
-from prepare import estimate, parts, screen, vocabulary
+from prepare import estimate, parts, rows, screen, vocabulary
 from prepare.builder import Job
 from prepare.download import Note
 from prepare.encode import EngineName
@@ -119,6 +119,17 @@ class TokenRecipe:
         cut = parts.cut_by_sample(self.corpus, tokenizer, self.filters)
         publish_bytes(path, encode(cut))
         return cut
+
+    def look(self) -> None:
+        """ConfigError for a column that a file which is here does not have, before any is read."""
+        columns = [
+            self.corpus.record.text_column,
+            *(each.column for each in self.filters if each.column != screen.LENGTH),
+        ]
+        for i, source in enumerate(self.corpus.sources):
+            place = self.corpus.glance(i) if source.has_parts and not self._are_tokens else None
+            if isinstance(place, Path):
+                rows.look(place, columns)
 
     def expect(self, folder: Path, done: list[PartRecord], *, footers: bool) -> estimate.Estimate:
         """What it takes until `folder`, with the parts `done`, holds what is asked for."""

@@ -52,6 +52,17 @@ def chunks(pieces: Iterable[Piece], columns: Sequence[str]) -> Iterator[Rows]:
             yield from _chunked(row for piece in run for row in _converted(_rows(piece, columns), piece.path))
 
 
+def look(path: Path, columns: Sequence[str]) -> None:
+    """Read as little as shows whether the columns are there: ConfigError before other files are read, if not."""
+    kind = kind_of(path.name)
+    if kind == ".parquet":
+        open_parquet(path, columns)
+    elif kind in (".csv", ".tsv", ".jsonl"):
+        next(_converted(_rows(Piece(path, 0, 1), columns), path), None)
+    elif kind == ".arrow":
+        next(_converted(_arrow(Piece(path, 0, WHOLE), columns), path), None)
+
+
 def _rows(piece: Piece, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     path, kind = piece.path, kind_of(piece.path.name)
     if not kind:

@@ -122,11 +122,13 @@ def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
 
 
 def _refuse_odd_heads(model: ModelConfig) -> None:
-    if model.d_model % model.n_head or model.d_model // model.n_head % 2:
+    of = model.n_head * (2 if model.family == "modern" else 1)  # rotary positions turn pairs
+    if model.d_model % of:
+        kind = "an even" if of > model.n_head else "a whole"
         raise ConfigError(
             f"model.d_model is {model.d_model}, model.n_head {model.n_head}",
-            "each head's width, the one divided by the other, is an even number",
-            f"--set model.d_model={-(-model.d_model // (2 * model.n_head)) * 2 * model.n_head}",
+            f"each head's width, the one divided by the other, is {kind} number",
+            f"--set model.d_model={-(-model.d_model // of) * of}",
         )
 
 

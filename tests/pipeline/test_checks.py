@@ -50,3 +50,36 @@ def test_training_without_validation_is_refused_and_preparing_is_not(tmp_path: P
         assert "training needs validation text and none was selected" in result.stderr
         assert not list((tmp_path / "home").glob("tokens/*"))
     assert CliRunner().invoke(main, ["prepare", str(toml), *none]).exit_code == 0
+
+
+@pytest.mark.parametrize("bad", ["z.csv", "z.tsv", "z.jsonl", "z.parquet", "z.csv.gz", "z.arrow"])
+def test_a_column_that_the_last_file_lacks_is_refused_before_the_first_is_read(tmp_path: Path, bad: str) -> None:
+    from tables import PACK, ROWS, written
+
+    rows = {"id": [1, 2], "body": ["one", "two"]}
+    plain = bad.removesuffix(".gz")
+    name = next(each for each in ROWS if each.endswith(Path(plain).suffix) and each != "lines.json")
+    make = ROWS[name]
+    table = {"id": [1, 2], "text": ["one", "two"]}
+    data = (
+        make(table).replace(b"text", b"body") if not name.endswith((".parquet", ".arrow")) else arrow_like(name, rows)
+    )
+    written(tmp_path, bad, PACK[".gz"](data) if bad.endswith(".gz") else data)
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' * 50)
+    toml, home = tmp_path / "r.toml", tmp_path / "home"
+    toml.write_text(
+        GPT2.format(files=f"{tmp_path}/[az].*[!l]").replace("files = [", f'files = ["{tmp_path}/a.jsonl", ')
+    )
+    if bad == "z.jsonl":
+        toml.write_text(GPT2.format(files=f"{tmp_path}/*.jsonl"))
+    result = CliRunner().invoke(main, ["prepare", str(toml), "--home", str(home)])
+    assert result.exit_code == 2, result.output
+    assert bad in result.stderr and "'text', it has id, body" in result.stderr
+    assert not list(home.glob("tokens/*"))
+
+
+def arrow_like(name: str, rows: dict[str, list[object]]) -> bytes:
+    import pyarrow as pa
+    from tables import arrow, parquet
+
+    return parquet(pa.table(rows)) if name.endswith(".parquet") else arrow(pa.table(rows))

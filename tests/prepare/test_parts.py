@@ -187,6 +187,23 @@ def test_a_manifest_of_many_files_is_small(tmp_path: Path) -> None:
     assert len(msgspec.json.format(msgspec.json.encode(sources), indent=2)) < 4_000_000 < MAX_BYTES
 
 
+def test_thirty_thousand_parts_are_read_again(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text(1))
+    folder = prepare(tmp_path / "a.txt", tokens__val_fraction=0.0)
+    manifest = Manifest.read(folder)
+    (part,), replace = manifest.parts, msgspec.structs.replace
+    files = [
+        {split: replace(getattr(part, split), file=f"{split}-{i:05}.bin") for split in ("train", "val")}
+        for i in range(30_000)
+    ]
+    many = replace(manifest, parts=[replace(part, source=0, **each) for each in files])
+    many.write(folder)
+    assert Manifest.read(folder) == many
+    with pytest.raises(RefusedError, match=r"at most 67,108,864 are read"):
+        replace(manifest, sources=manifest.sources * 600_000).write(folder)
+    assert Manifest.read(folder) == many
+
+
 def test_no_shard_without_a_token(prepare: Prepare, tmp_path: Path) -> None:
     """llm.c stops at one; its records say that there is none."""
     for name in ("train", "mine"):

@@ -1,11 +1,14 @@
 """corpus.repo as people write it."""
 
+from pathlib import Path
+
 import pytest
 
-from prepare import corpora
+from prepare import corpora, hub
 from prepare.config import CorpusConfig
 from prepare.repo import parse_repo
-from shards import ConfigError
+from shards import ConfigError, CorruptError
+from shards.manifest import SourceRecord
 
 HUB = "https://huggingface.co/datasets"
 
@@ -80,3 +83,24 @@ def test_what_is_named_as_well_has_its_own_field() -> None:
         resolved("me/set/a.csv", files=("b.csv",))
     with pytest.raises(ConfigError, match=r"corpus\.repo or corpus\.files is not set"):
         resolved("me/set")
+
+
+def test_a_dataset_without_an_owner_is_pinned_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0" * 40
+    file = SourceRecord(name="data/a.jsonl", nbytes=20, digest="git:" + "1" * 40)
+    listing = hub.Repository(commit, "", {file.name: file})
+    monkeypatch.setattr(hub, "listing", lambda *_: listing)
+    config = CorpusConfig(kind="hub", repo=f"{HUB}/gsm8k", files=("data/*.jsonl",))
+    for force in (False, False, True):
+        corpus = corpora.fetch(config, tmp_path / "raw", force=force)
+        assert corpus.record.details == {"repo": "gsm8k", "commit": commit} and corpus.sources == [file]
+        corpus.close()
+
+
+def test_a_lock_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = SourceRecord(name="a.jsonl", nbytes=20, digest="git:" + "1" * 40)
+    monkeypatch.setattr(hub, "listing", lambda *_: hub.Repository("no commit", "", {file.name: file}))
+    config = CorpusConfig(kind="hub", repo="me/set", files=("*.jsonl",))
+    with pytest.raises(CorruptError, match=r"lock\.json: pins what cannot be: "):
+        corpora.fetch(config, tmp_path / "raw")
+    assert not (tmp_path / "raw" / "lock.json").exists()

@@ -1,12 +1,14 @@
 """How many tokens each step learns from: equal parts of the run, and one sum."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
 from train.config import ModelConfig, TrainConfig
-from train.ramp import Ramp
+from train.model import Model
+from train.ramp import Ramp, rank_share
 
 MODEL = ModelConfig(seq_len=32)
 sizes = st.integers(1, 40).map(lambda sequences: 32 * sequences)
@@ -63,3 +65,20 @@ def test_numbers_that_do_not_fit_are_refused(train: TrainConfig, what: str) -> N
     with pytest.raises(ConfigError) as caught:
         Ramp(MODEL, train)
     assert caught.value.what == what
+
+
+@pytest.mark.parametrize(
+    ("family", "d_model", "says"),
+    [("modern", 45, "is an even number"), ("modern", 44, "is an even number"), ("gpt2", 46, "is a whole number")],
+)
+def test_head_widths_that_cannot_be(family: str, d_model: int, says: str) -> None:
+    model = ModelConfig(family=family, n_head=4, d_model=d_model, seq_len=8)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=says):
+        rank_share(model, TrainConfig(steps=1, batch_tokens=8), 1)
+
+
+def test_an_odd_head_is_fine_without_rotary_positions() -> None:
+    model = ModelConfig(family="gpt2", n_head=4, d_model=44, seq_len=8)
+    assert rank_share(model, TrainConfig(steps=1, batch_tokens=8), 1).batch_tokens == 8
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    assert Model(model, 50).loss(ids, ids).isfinite()

@@ -85,7 +85,7 @@ def open_parquet(path: Path, columns: Sequence[str], file: IO[bytes] | None = No
         opened = pq.ParquetFile(file or path, memory_map=False, page_checksum_verification=True)
     except _DAMAGE as error:
         if file is None and path.is_file():
-            refuse_stranger(path, own=b"PAR1")
+            refuse_stranger(path, None, "parquet")
         size = f"{path.stat().st_size:,} bytes" if file is None and path.is_file() else "bytes"
         raise _damaged(path, error, f": {size} that are not a whole parquet file") from error
     _require_text(opened.schema_arrow, columns, path)
@@ -139,7 +139,7 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
     with pa.OSFile(str(path), "rb") as file:
         head = file.read(6)
         if head != b"ARROW1":
-            refuse_stranger(path)
+            refuse_stranger(path, None, "arrow")
             file.seek(max(0, file.size() - len(_END_OF_STREAM)))
             if file.read() != _END_OF_STREAM:
                 raise CorruptError(

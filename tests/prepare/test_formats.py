@@ -176,17 +176,42 @@ STRANGERS = {
     "a zip archive": b"PK\x03\x04\x14\0\0\0",
     "compressed with gzip": gzip.compress(b"text"),
     "compressed with zstd": zstandard.compress(b"text"),
+    "an Arrow stream": arrow(pa.table({"text": ["a"]})),
+    "a server's error message": b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
+    "text in UTF-16": "words without a mark".encode("utf-16-le"),
+    "text in UTF-32": "words with a mark".encode("utf-32"),
 }
 
 
 @each_format
 @pytest.mark.parametrize("what", STRANGERS)
 def test_something_else_in_its_place(tmp_path: Path, name: str, what: str) -> None:
+    if what == "an Arrow stream" and name.endswith(".arrow"):
+        return
     with pytest.raises(ConfigError, match=rf"{name}: is {what}.*, whatever its name says"):
         documents(written(tmp_path, name, STRANGERS[what]))
     if name in TEXTUAL:
         with pytest.raises(ConfigError, match=f"is {what}"):
             documents(written(tmp_path, f"{name}.gz", gzip.compress(STRANGERS[what])))
+        with pytest.raises(ConfigError, match=f"is {what}"):  # a clone without git-lfs has pointers there, too
+            documents(written(tmp_path, f"{name}.xz", STRANGERS[what]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PAR1 is how a parquet file begins.",
+        "ARROW1, said the archer.",
+        "<!DOCTYPE book>\n<book>",
+        "<header>",
+        "BZh9 is how bzip2 begins.",
+        "Obj and Rar! are words.",
+        (POINTER.decode() + "\nis what a pointer looks like. ") * 20,
+        "\0" * 40,
+    ],
+)
+def test_text_about_formats_is_text(tmp_path: Path, text: str) -> None:
+    assert documents(written(tmp_path, "a.txt", text.encode()))[0] == [text]
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])

@@ -27,7 +27,7 @@ WHOLE = 1 << 62  # the end of a piece that is all of a file
 Rows = tuple[Any, ...]  # the text first, an Arrow array or a sequence, then the columns that filters ask for
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, MemoryError, pa.ArrowException, *DAMAGE)  # all seen
-_END_OF_STREAM = b"\0\0\0\0"  # of Arrow's streams, in their old and their new form
+_MARK = b"\xff\xff\xff\xff"  # before each message of an Arrow stream, but not in the form before Arrow 0.15
 
 
 class Piece(NamedTuple):
@@ -140,8 +140,9 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
         head = file.read(6)
         if head != b"ARROW1":
             refuse_stranger(path, None, "arrow")
-            file.seek(max(0, file.size() - len(_END_OF_STREAM)))
-            if file.read() != _END_OF_STREAM:
+            end = (_MARK if head.startswith(_MARK) else b"") + b"\0\0\0\0"  # zeros alone also end a batch
+            file.seek(max(0, file.size() - len(end)))
+            if file.read() != end:
                 raise CorruptError(
                     f"{path}: {file.size():,} bytes that are not a whole Arrow stream: the mark at its end is missing",
                     "text after that place would be missing from the corpus: most often a copy that did not finish",

@@ -269,12 +269,15 @@ def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_stream_of_arrow_that_was_cut(tmp_path: Path) -> None:
-    table = pa.table({"text": [f"text {i}" for i in range(100)]})
-    out = io.BytesIO()
+    table = pa.table({"text": [f"text {i}" for i in range(100)], "n": pa.array([None] * 100, pa.int64())})
+    out, ends = io.BytesIO(), []
     with pa.ipc.new_stream(out, table.schema) as writer:
-        writer.write_table(table, max_chunksize=10)
+        for batch in table.to_batches(max_chunksize=10):
+            writer.write_batch(batch)
+            ends.append(out.tell())
     whole = out.getvalue()
-    for length in (len(whole) - 8, len(whole) // 2, 100, 3):
+    assert whole[: ends[0]].endswith(b"\0" * 8)  # as the end of a stream does
+    for length in (*ends, len(whole) // 2, 100, 3):
         with pytest.raises(CorruptError):
             documents(written(tmp_path, "a.arrow", whole[:length]))
 

@@ -91,6 +91,26 @@ def test_a_column_twice(tmp_path: Path, name: str) -> None:
         documents(written(tmp_path, name, data))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "lines.json"])
+def test_a_name_twice_in_json(tmp_path: Path, name: str) -> None:
+    """However it is spelled; but not in an object inside, and not of a column that nobody asks for."""
+    rows = {
+        '{"text": "a", "m": {"text": 1, "text": 2}, "x": 1, "x": 2}': True,
+        '{"text": "a", "te\\u0078t": "b"}': False,
+    }
+    for row, is_read in rows.items():
+        path = written(tmp_path, name, f"[{row}]".encode() if name == "a.json" else row.encode())
+        if is_read:
+            assert documents(path)[0] == ["a"]
+            continue
+        with pytest.raises(ConfigError, match="more than one column is named 'text'"):
+            documents(path)
+
+
+def test_json_below_blank_lines(tmp_path: Path) -> None:
+    assert documents(written(tmp_path, "a.json", b"\n" * 3000 + b'[{"text": "a"}]'))[0] == ["a"]
+
+
 @each_of_rows
 def test_text_is_compared_as_text(tmp_path: Path, name: str) -> None:
     words = ["nan", "1984", "null", "true", "1_0", "en", "1e3"]
@@ -234,11 +254,13 @@ def test_a_row_that_is_no_row_names_its_line(tmp_path: Path, delimiter: str, row
 def test_ends_of_lines(tmp_path: Path, end: str) -> None:
     assert documents(written(tmp_path, "a.csv", f"text{end}a{end}{end}b".encode()))[0] == ["a", "b"]
     assert documents(written(tmp_path, "a.tsv", f"n\ttext{end}1\ta\0{end}".encode()))[0] == ["a\0"]
-    if end != "\r":  # JSON's lines end with a line feed
-        assert documents(written(tmp_path, "a.jsonl", f'{{"text": "a"}}{end}{end}{{"text": "b"}}'.encode()))[0] == [
-            "a",
-            "b",
-        ]
+    lines = f'{{"text": "a"}}{end}{end}{{"text": "b\\r"}}'.encode()
+    for name in ("a.jsonl", "a.json"):
+        assert documents(written(tmp_path, name, lines))[0] == ["a", "b\r"]
+    spread = b'{"text":\r"a",\r"n": 1}\n{"text": "b"}'  # where JSON lets white space be
+    assert documents(written(tmp_path, "a.jsonl", spread))[0] == ["a", "b"]
+    with pytest.raises(CorruptError, match=r"byte 0, row 2: not JSON: .*, column 10 "):
+        documents(written(tmp_path, "a.jsonl", b'{"text": "a"}\r{"text": }\r'))
 
 
 @each_format

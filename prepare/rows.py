@@ -96,9 +96,7 @@ def _require_text(schema: pa.Schema, columns: Sequence[str], path: Path) -> None
     """ConfigError unless the columns are there, the first of them text. One of nulls alone has no type of its own."""
     require_columns(schema.names, columns, str(path))
     kind = schema.field(columns[0]).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not any(is_kind(kind) for is_kind in (*_TEXT, pa.types.is_null)):
+    if not _is_text(kind) and not pa.types.is_null(kind):
         raise ConfigError(
             f"{path}: column {columns[0]!r} is {kind}, not text",
             "",
@@ -106,7 +104,14 @@ def _require_text(schema: pa.Schema, columns: Sequence[str], path: Path) -> None
         )
 
 
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_TEXT = {pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text, or bytes that a writer did not call text."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _is_text(kind.storage_type)
+    return _is_text(kind.value_type) if pa.types.is_dictionary(kind) else kind in _TEXT
 
 
 def _parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
@@ -118,7 +123,7 @@ def _parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
     for group in range(piece.first, min(piece.last, file.num_row_groups)):
         try:
             for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-                yield from _bounded([batch.column(name) for name in columns])
+                yield from _bounded([_flat(batch.column(name)) for name in columns])
         except _DAMAGE as error:
             raise _damaged(path, error, f": row group {group} of {file.num_row_groups}") from error
 
@@ -154,7 +159,7 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
         batches = map(reader.get_batch, range(reader.num_record_batches)) if head == b"ARROW1" else reader
         for batch in batches:
             for at in range(0, batch.num_rows, CHUNK_ROWS):
-                yield from _bounded([batch.column(name).slice(at, CHUNK_ROWS) for name in columns])
+                yield from _bounded([_flat(batch.column(name).slice(at, CHUNK_ROWS)) for name in columns])
 
 
 def _bounded(columns: list[Any]) -> Iterator[Rows]:
@@ -172,15 +177,27 @@ def _nbytes(column: pa.Array) -> int:
     """The bytes of a column's rows. A slice of a dictionary column has the whole dictionary with it."""
     if not pa.types.is_dictionary(column.type) or column.nbytes <= CHUNK_BYTES:
         return int(column.nbytes)
-    if not any(is_kind(column.type.value_type) for is_kind in _TEXT):
+    if not _is_text(column.type):
         return 0
-    lengths = pc.binary_length(column.dictionary.cast(pa.large_binary())).take(column.indices)
+    lengths = pc.binary_length(_flat(column.dictionary)).take(column.indices)
     return int(pc.sum(lengths).as_py() or 0)
+
+
+def _flat(column: pa.Array) -> pa.Array:
+    """Text of any type, dictionaries aside, as string or large_string, whose UTF-8 is not checked here."""
+    kind = column.type
+    if not _is_text(kind) or kind in (pa.string(), pa.large_string()):
+        return column
+    if isinstance(kind, pa.BaseExtensionType):
+        return _flat(column.storage)
+    if pa.types.is_dictionary(kind):
+        return column
+    return column.view(pa.string()) if kind == pa.binary() else column.cast(pa.large_binary()).view(pa.large_string())
 
 
 def plain(column: pa.Array) -> pa.Array:
     """The column without a dictionary."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return _flat(column.dictionary_decode()) if pa.types.is_dictionary(column.type) else column
 
 
 def as_list(column: pa.Array) -> list[Any]:
@@ -189,7 +206,7 @@ def as_list(column: pa.Array) -> list[Any]:
         return list(column.to_pylist())
     except UnicodeDecodeError:  # a writer that did not check its strings
         kind = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        rows = (column.cast(pa.binary()) if pa.types.is_string_view(column.type) else column.view(kind)).to_pylist()
+        rows = column.view(kind).to_pylist()
         return [row if row is None else row.decode("utf-8", "surrogateescape") for row in rows]
 
 

@@ -173,8 +173,12 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
             "large": lambda: bad.view(pa.binary()).cast(pa.large_binary()).view(pa.large_string()),
             "dictionary": lambda: pa.DictionaryArray.from_arrays(pa.array([0, 1]), bad),
             "view": lambda: bad.cast(pa.string_view()),
+            "binary": lambda: bad.view(pa.binary()),
+            "large_binary": lambda: bad.view(pa.binary()).cast(pa.large_binary()),
+            "extension": lambda: pa.ExtensionArray.from_storage(pa.json_(pa.string()), bad),
         }
-        table = pa.table({"lang": bad, "text": columns.get(name.partition(".")[0], lambda: bad)()})
+        column = columns.get(name.partition(".")[0], lambda: bad)()
+        table = pa.table({"lang": column, "text": column})  # a filter's column is as the text's
         data = arrow(table, pa.ipc.new_file if name == "file.arrow" else pa.ipc.new_stream)
         data = parquet(table) if name.endswith(".parquet") else data
     else:

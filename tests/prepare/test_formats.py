@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,6 +129,21 @@ def test_numbers_are_compared_as_numbers(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, name, ROWS[name]({"n": numbers, "text": [f"text of {number}" for number in numbers]}))
     assert documents(path, ["n >= 10"])[0] == ["text of 10", "text of 100.5"]
     assert documents(path, ["n < 10"])[0] == ["text of 9", "text of -2"]
+
+
+def test_numbers_of_any_type_and_size(tmp_path: Path) -> None:
+    tenths = [Decimal("0.1"), Decimal("0.3"), None]
+    for kind in (pa.decimal128(3, 1), pa.decimal256(60, 1), pa.float64(), pa.float32(), pa.int8(), pa.uint64()):
+        whole = pa.types.is_integer(kind)
+        number = pa.array([1, 3, None] if whole else tenths, None if whole else pa.decimal128(3, 1)).cast(kind)
+        table = pa.table({"text": ["one", "three", "none"], "n": number})
+        for name, data in (("a.parquet", parquet(table)), ("a.arrow", arrow(table))):
+            path = written(tmp_path, name, data)
+            assert documents(path, ["n >= 2" if whole else "n >= 0.2"])[0] == ["three"], (name, kind)
+    exact = pa.table({"text": ["one", "three"], "n": pa.array(tenths[:2], pa.decimal128(3, 1))})
+    assert documents(written(tmp_path, "a.parquet", parquet(exact)), ["n == 0.1"])[0] == ["one"]
+    huge = b"n,text\n" + b"9" * 5000 + b",more than any number\n-" + b"9" * 5000 + b",less\n7,seven\n"
+    assert documents(written(tmp_path, "a.csv", huge), ["n > 7"])[0] == ["more than any number"]
 
 
 @each_of_rows

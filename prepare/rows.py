@@ -197,7 +197,9 @@ def _flat(column: pa.Array) -> pa.Array:
 
 def plain(column: pa.Array) -> pa.Array:
     """The column without a dictionary."""
-    return _flat(column.dictionary_decode()) if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return _flat(column.dictionary).take(column.indices)
 
 
 def as_list(column: pa.Array) -> list[Any]:
@@ -245,12 +247,18 @@ _READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[Any, ...]]]] 
 def _damaged(path: Path, error: Exception, where: str) -> MillpondError:
     if isinstance(error, MemoryError):
         return HostError(
-            f"{path}{where}: memory ran out while it was read",
+            f"{path}{where}: memory ran out while it was read{f' ({error})' if str(error) else ''}",
             "it is read in pieces, but one row group, row or file of text must fit",
             "use fewer workers with --set tokens.workers=1, or a machine with more memory",
         )
     if isinstance(error, OSError) and error.errno:
         return from_os_error(error, path, "read")
+    if isinstance(error, NotImplementedError | pa.ArrowCapacityError):
+        return ConfigError(
+            f"{path}{where}: pyarrow {pa.__version__} cannot read it: {error}",
+            "the file may be sound, and have something in it that pyarrow does not know",
+            "write it again with plain columns, or as .jsonl",
+        )
     return CorruptError(
         f"{path}{where}: cannot be read: {error}",
         "the file is damaged or was cut short: most often a download that did not finish",

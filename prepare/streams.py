@@ -105,12 +105,21 @@ class _Unpacked(io.RawIOBase):
         try:
             return self._at.decompress(data)
         except (*DAMAGE, OSError, EOFError) as error:
+            if "memory" in str(error):  # zstd's own allocation, which raises no MemoryError
+                raise MemoryError(f"{self._window(data)}: {error}") from error
             where = f"after {self._members} complete streams, " if self._members else ""
             raise CorruptError(
                 f"{self._path}: near byte {self._file.tell():,}: {where}no valid {self._name}: {error}",
                 "text after that place would be missing from the corpus",
                 "fetch or copy the file again",
             ) from error
+
+    def _window(self, data: bytes) -> str:
+        """What decompressing takes, if these are the first bytes of a zstd stream."""
+        try:
+            return f"its window takes {zstandard.get_frame_parameters(data).window_size:,} bytes"
+        except zstandard.ZstdError:
+            return "its window does not fit"
 
     def _end(self) -> int:
         if self._at.eof:

@@ -92,6 +92,12 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def big_window(data: bytes) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=30, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
 def documents(path: Path, filters: Sequence[str] = (), column: str = "text") -> tuple[list[str], Counts]:
     last = open_parquet(path, [column]).num_row_groups if path.suffix == ".parquet" else path.stat().st_size
     texts: list[str] = []

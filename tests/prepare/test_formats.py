@@ -30,6 +30,8 @@ def test_every_format_is_tested_here() -> None:
         assert kind_of(f"a{suffix}") == suffix and cut_of(f"a{suffix}") == each.cut
         assert (kind_of(f"a{suffix}.gz") == suffix) == each.compressible and cut_of(f"a{suffix}.gz") == "never"
         assert bytes_per_token(f"a{suffix}") == each.bytes_per_token
+        for packed in COMPRESSED if each.compressible else ():
+            assert 0.2 < bytes_per_token(f"a{suffix}{packed}") / each.bytes_per_token < 0.5
 
 
 @each_format

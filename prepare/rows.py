@@ -158,8 +158,28 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
         _require_text(reader.schema, columns, path)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if head == b"ARROW1" else reader
         for batch in batches:
+            whole = [_checked(batch.column(name)) for name in columns]
             for at in range(0, batch.num_rows, CHUNK_ROWS):
-                yield from _bounded([_flat(batch.column(name).slice(at, CHUNK_ROWS)) for name in columns])
+                yield from _bounded([_flat(column.slice(at, CHUNK_ROWS)) for column in whole])
+
+
+def _checked(column: pa.Array) -> pa.Array:
+    """The column; ArrowInvalid when it leads outside of its own memory, which nothing in Arrow looks at. Its UTF-8 is
+    not checked: that is repaired."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        _checked(column.storage)
+    elif pa.types.is_dictionary(kind):
+        column.indices.validate(full=True)
+        pa.DictionaryArray.from_arrays(column.indices, _checked(column.dictionary), safe=True)
+    elif kind == pa.string_view():
+        column.cast(pa.binary_view()).validate(full=True)
+    else:
+        column.view(_AS_BYTES.get(kind, kind)).validate(full=True)
+    return column
+
+
+_AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
 def _bounded(columns: list[Any]) -> Iterator[Rows]:

@@ -11,7 +11,7 @@ from tables import ALL, arrow, big_window, parquet, written
 
 from prepare import rows
 from prepare.documents import read
-from shards import ConfigError, HostError
+from shards import ConfigError, CorruptError, HostError
 
 each_format = pytest.mark.parametrize("name", ALL)
 
@@ -78,3 +78,24 @@ except HostError as error:
         [sys.executable, "-c", code, tmp_path / "a.jsonl.zst"], capture_output=True, text=True, check=False
     )
     assert "memory ran out while it was read (its window takes 1,073,741,824 bytes" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"), [(pa.string(), 4), (pa.large_string(), 8), (pa.binary(), 4), (pa.string_view(), 28)]
+)
+def test_arrow_that_leads_outside_of_its_memory(tmp_path: Path, kind: pa.DataType, at: int) -> None:
+    """Arrow itself would read there, and the process end with a segmentation fault."""
+    column = pa.array(["some text that is long"] * 3).cast(kind)
+    places = column.buffers()[1].to_pybytes()
+    forged = places[:at] + b"\xff\xff\xff\x7f" + places[at + 4 :]
+    for text, changes in ((column, places), (pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), column), places)):
+        data = arrow(pa.table({"text": text}))
+        assert data.count(changes) == 1
+        with pytest.raises(CorruptError, match=r"a\.arrow: cannot be read"):
+            list(read(written(tmp_path, "a.arrow", data.replace(changes, forged)), 0, 1, "text"))
+
+
+def test_arrow_with_an_index_outside_of_its_dictionary(tmp_path: Path) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 7]), pa.array(["a", "b"]), safe=False)
+    with pytest.raises(CorruptError, match=r"a\.arrow: cannot be read"):
+        list(read(written(tmp_path, "a.arrow", arrow(pa.table({"text": column}))), 0, 1, "text"))

@@ -10,11 +10,22 @@ class Spelled(str):
     """A field of a csv or tsv file: text that may spell a number, which only the filter that compares it knows."""
 
 
+class Repeated(dict[str, Any]):
+    """An object of JSON in which some names are there twice."""
+
+    def __init__(self, row: dict[str, Any], names: frozenset[str]) -> None:
+        super().__init__(row)
+        self.names = names
+
+
 def values(row: Any, place: str, columns: Sequence[str]) -> tuple[Any, ...]:
     """The columns' values in an object of JSON, the text's first. ConfigError unless that is text or null."""
     if not isinstance(row, dict) or columns[0] not in row:
         names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise no_column(f"{place}: no field {columns[0]!r}, it has {names}", is_text=True)
+    if isinstance(row, Repeated):
+        for name in row.names.intersection(columns):
+            raise twice(place, name)
     text = row[columns[0]]
     if text is not None and not isinstance(text, str):
         raise ConfigError(f"{place}: field {columns[0]!r} is {type(text).__name__}, not text", "", "fix that row")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prepare.columns import Spelled, require_columns, twice, values
+from prepare.columns import Repeated, Spelled, require_columns, values
 from prepare.streams import opened, refuse_stranger
 from shards.errors import CorruptError
 
@@ -25,7 +25,7 @@ def jsonl_range(path: Path, first: int, last: int, columns: Sequence[str]) -> It
             file.seek(first - 1)
             at += len(file.readline()) - 1  # the line that crosses into this range belongs to the one before
         while at < last and (line := file.readline()):
-            yield _parsed(line, f"{path}: byte {at}", columns)
+            yield from _parsed(line, f"{path}: byte {at}", columns)
             at += len(line)
 
 
@@ -33,19 +33,21 @@ def jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """One object a line."""
     with opened(path) as file:
         for number, line in enumerate(file, 1):
-            yield _parsed(line, f"{path}: line {number}", columns)
+            yield from _parsed(line, f"{path}: line {number}", columns)
 
 
 def json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """One array of objects, or one object a line."""
     with opened(path) as file:
         start = file.read(1 << 10)
+        while start.isspace() and (more := file.read(1 << 10)):
+            start += more
         if not start.removeprefix(BOM.encode()).lstrip().startswith(b"["):
             yield from jsonl(path, columns)
             return
         text = (start + file.read()).decode("utf-8-sig", "surrogateescape")
     try:
-        rows = json.loads(text, object_pairs_hook=_unique(columns, str(path)))
+        rows = _decode(text)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: not JSON: {error}", "it is one array of objects", "fix it") from error
     for number, row in enumerate(rows, 1):
@@ -90,32 +92,30 @@ def _uneven(path: Path, line: int, found: int, expected: int) -> CorruptError:
     )
 
 
-def _parsed(line: bytes, place: str, columns: Sequence[str]) -> Row:
+def _parsed(line: bytes, place: str, columns: Sequence[str]) -> list[Row]:
+    """The row of a line, or the rows: a lone carriage return can be inside no value, so it may end lines as well."""
+    text = line.decode("utf-8", "surrogateescape").removeprefix(BOM)
+    if not text.strip():
+        return [(None,) * len(columns)]
     try:
-        text = line.decode("utf-8", "surrogateescape").removeprefix(BOM)
-        if not text.strip():
-            return (None,) * len(columns)
-        row = json.loads(text)
-        if any(text.count(f'"{name}"') > 1 for name in columns):  # seldom; the hook makes each row slower
-            json.loads(text, object_pairs_hook=_unique(columns, place))
+        return [values(_decode(text), place, columns)]
     except (ValueError, RecursionError) as error:
+        if b"\r" in line.strip():
+            pieces = filter(None, line.strip().split(b"\r"))
+            return [row for i, piece in enumerate(pieces, 1) for row in _parsed(piece, f"{place}, row {i}", columns)]
         raise CorruptError(f"{place}: {_why(error)}", "jsonl has one object a line", "fix that line") from error
-    return values(row, place, columns)
 
 
-def _unique(columns: Sequence[str], place: str) -> Any:
-    """A hook for json.loads: the object, refused when one of `columns` is in it twice."""
-
-    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) != len(pairs):
-            names = [name for name, _ in pairs]
-            for name in columns:
-                if names.count(name) > 1:
-                    raise twice(place, name)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What the decoder makes of an object: a name that is in it twice is not forgotten."""
+    row = dict(pairs)
+    if len(row) == len(pairs):
         return row
+    names = [name for name, _ in pairs]
+    return Repeated(row, frozenset(name for name in row if names.count(name) > 1))
 
-    return made
+
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode
 
 
 def _why(error: ValueError | RecursionError) -> str:

@@ -27,7 +27,7 @@ WHOLE = 1 << 62  # the end of a piece that is all of a file
 Rows = tuple[Any, ...]  # the text first, an Arrow array or a sequence, then the columns that filters ask for
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, MemoryError, pa.ArrowException, *DAMAGE)  # all seen
-_END_OF_STREAM = b"\0\0\0\0"  # of Arrow's streams, in their old and their new form
+_MARK = b"\xff\xff\xff\xff"  # before each message of an Arrow stream, but not in the form before Arrow 0.15
 
 
 class Piece(NamedTuple):
@@ -85,7 +85,7 @@ def open_parquet(path: Path, columns: Sequence[str], file: IO[bytes] | None = No
         opened = pq.ParquetFile(file or path, memory_map=False, page_checksum_verification=True)
     except _DAMAGE as error:
         if file is None and path.is_file():
-            refuse_stranger(path, own=b"PAR1")
+            refuse_stranger(path, None, "parquet")
         size = f"{path.stat().st_size:,} bytes" if file is None and path.is_file() else "bytes"
         raise _damaged(path, error, f": {size} that are not a whole parquet file") from error
     _require_text(opened.schema_arrow, columns, path)
@@ -96,9 +96,7 @@ def _require_text(schema: pa.Schema, columns: Sequence[str], path: Path) -> None
     """ConfigError unless the columns are there, the first of them text. One of nulls alone has no type of its own."""
     require_columns(schema.names, columns, str(path))
     kind = schema.field(columns[0]).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not any(is_kind(kind) for is_kind in (*_TEXT, pa.types.is_null)):
+    if not _is_text(kind) and not pa.types.is_null(kind):
         raise ConfigError(
             f"{path}: column {columns[0]!r} is {kind}, not text",
             "",
@@ -106,7 +104,14 @@ def _require_text(schema: pa.Schema, columns: Sequence[str], path: Path) -> None
         )
 
 
-_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_TEXT = {pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text, or bytes that a writer did not call text."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _is_text(kind.storage_type)
+    return _is_text(kind.value_type) if pa.types.is_dictionary(kind) else kind in _TEXT
 
 
 def _parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
@@ -118,7 +123,7 @@ def _parquet(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
     for group in range(piece.first, min(piece.last, file.num_row_groups)):
         try:
             for batch in file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-                yield from _bounded([batch.column(name) for name in columns])
+                yield from _bounded([_flat(batch.column(name)) for name in columns])
         except _DAMAGE as error:
             raise _damaged(path, error, f": row group {group} of {file.num_row_groups}") from error
 
@@ -139,9 +144,10 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
     with pa.OSFile(str(path), "rb") as file:
         head = file.read(6)
         if head != b"ARROW1":
-            refuse_stranger(path)
-            file.seek(max(0, file.size() - len(_END_OF_STREAM)))
-            if file.read() != _END_OF_STREAM:
+            refuse_stranger(path, None, "arrow")
+            end = (_MARK if head.startswith(_MARK) else b"") + b"\0\0\0\0"  # zeros alone also end a batch
+            file.seek(max(0, file.size() - len(end)))
+            if file.read() != end:
                 raise CorruptError(
                     f"{path}: {file.size():,} bytes that are not a whole Arrow stream: the mark at its end is missing",
                     "text after that place would be missing from the corpus: most often a copy that did not finish",
@@ -152,8 +158,28 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
         _require_text(reader.schema, columns, path)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if head == b"ARROW1" else reader
         for batch in batches:
+            whole = [_checked(batch.column(name)) for name in columns]
             for at in range(0, batch.num_rows, CHUNK_ROWS):
-                yield from _bounded([batch.column(name).slice(at, CHUNK_ROWS) for name in columns])
+                yield from _bounded([_flat(column.slice(at, CHUNK_ROWS)) for column in whole])
+
+
+def _checked(column: pa.Array) -> pa.Array:
+    """The column; ArrowInvalid when it leads outside of its own memory, which nothing in Arrow looks at. Its UTF-8 is
+    not checked: that is repaired."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        _checked(column.storage)
+    elif pa.types.is_dictionary(kind):
+        column.indices.validate(full=True)
+        pa.DictionaryArray.from_arrays(column.indices, _checked(column.dictionary), safe=True)
+    elif kind == pa.string_view():
+        column.cast(pa.binary_view()).validate(full=True)
+    else:
+        column.view(_AS_BYTES.get(kind, kind)).validate(full=True)
+    return column
+
+
+_AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 
 
 def _bounded(columns: list[Any]) -> Iterator[Rows]:
@@ -171,15 +197,29 @@ def _nbytes(column: pa.Array) -> int:
     """The bytes of a column's rows. A slice of a dictionary column has the whole dictionary with it."""
     if not pa.types.is_dictionary(column.type) or column.nbytes <= CHUNK_BYTES:
         return int(column.nbytes)
-    if not any(is_kind(column.type.value_type) for is_kind in _TEXT):
+    if not _is_text(column.type):
         return 0
-    lengths = pc.binary_length(column.dictionary.cast(pa.large_binary())).take(column.indices)
+    lengths = pc.binary_length(_flat(column.dictionary)).take(column.indices)
     return int(pc.sum(lengths).as_py() or 0)
+
+
+def _flat(column: pa.Array) -> pa.Array:
+    """Text of any type, dictionaries aside, as string or large_string, whose UTF-8 is not checked here."""
+    kind = column.type
+    if not _is_text(kind) or kind in (pa.string(), pa.large_string()):
+        return column
+    if isinstance(kind, pa.BaseExtensionType):
+        return _flat(column.storage)
+    if pa.types.is_dictionary(kind):
+        return column
+    return column.view(pa.string()) if kind == pa.binary() else column.cast(pa.large_binary()).view(pa.large_string())
 
 
 def plain(column: pa.Array) -> pa.Array:
     """The column without a dictionary."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return _flat(column.dictionary).take(column.indices)
 
 
 def as_list(column: pa.Array) -> list[Any]:
@@ -188,7 +228,7 @@ def as_list(column: pa.Array) -> list[Any]:
         return list(column.to_pylist())
     except UnicodeDecodeError:  # a writer that did not check its strings
         kind = pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-        rows = (column.cast(pa.binary()) if pa.types.is_string_view(column.type) else column.view(kind)).to_pylist()
+        rows = column.view(kind).to_pylist()
         return [row if row is None else row.decode("utf-8", "surrogateescape") for row in rows]
 
 
@@ -227,12 +267,18 @@ _READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[tuple[Any, ...]]]] 
 def _damaged(path: Path, error: Exception, where: str) -> MillpondError:
     if isinstance(error, MemoryError):
         return HostError(
-            f"{path}{where}: memory ran out while it was read",
+            f"{path}{where}: memory ran out while it was read{f' ({error})' if str(error) else ''}",
             "it is read in pieces, but one row group, row or file of text must fit",
             "use fewer workers with --set tokens.workers=1, or a machine with more memory",
         )
     if isinstance(error, OSError) and error.errno:
         return from_os_error(error, path, "read")
+    if isinstance(error, NotImplementedError | pa.ArrowCapacityError):
+        return ConfigError(
+            f"{path}{where}: pyarrow {pa.__version__} cannot read it: {error}",
+            "the file may be sound, and have something in it that pyarrow does not know",
+            "write it again with plain columns, or as .jsonl",
+        )
     return CorruptError(
         f"{path}{where}: cannot be read: {error}",
         "the file is damaged or was cut short: most often a download that did not finish",

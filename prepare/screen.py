@@ -4,6 +4,7 @@ import hashlib
 import operator
 import re
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_MOST_DIGITS = 4000  # Python refuses to read integers of more than 4,300
 _REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
 _FILTER = re.compile(r"""\s*(len\(text\)|[\w.-]+)\s*(>=|<=|==|!=|>|<)\s*(?:(-?\d+(?:\.\d+)?)|"([^"]*)")\s*""")
 
@@ -39,18 +41,21 @@ class Filter(NamedTuple):
 
     def keeps(self, values: Iterable[Any]) -> NDArray[np.bool_]:
         """For each value whether it meets the condition; null and NaN never do. ConfigError for another type."""
-        wanted = str if isinstance(self.value, str) else (int, float)
+        wanted = str if isinstance(self.value, str) else (int, float, Decimal)
         kept = []
         for value in values:
             if isinstance(value, Spelled) and wanted is not str:
                 value = _number(value)
+            elif isinstance(value, Decimal) and isinstance(self.value, float):
+                value = float(value)  # a Decimal equals no float that is not exactly it: 0.1 would never be 0.1
             if value is None or value != value:
                 kept.append(False)
             elif isinstance(value, wanted):
                 kept.append(self.holds(value, self.value))
             else:
+                shown = repr(value) if len(repr(value)) < 100 else f"{repr(value)[:80]}..."
                 raise ConfigError(
-                    f"corpus.filters: {self.text!r} compares {value!r} of column {self.column!r} with {self.value!r}",
+                    f"corpus.filters: {self.text!r} compares {shown} of column {self.column!r} with {self.value!r}",
                     'numbers are compared with numbers, text with text in quotes: language == "en"',
                     "fix the filter",
                 )
@@ -60,7 +65,7 @@ class Filter(NamedTuple):
 def _number(field: Spelled) -> int | float | str:
     """The number that a field of a csv file spells; the field itself when it spells none."""
     text = field.strip()
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and len(text) <= _MOST_DIGITS:
         return int(text)
     return float(text) if _REAL.fullmatch(text) else str(field)
 

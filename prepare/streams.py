@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol, cast
 import zstandard
 
 from shards.errors import ConfigError, CorruptError
-from shards.sniff import HEAD_BYTES, fix_of, stranger
+from shards.sniff import HEAD_BYTES, nature_of
 
 _INPUT_BYTES = 32 << 10
 _WINDOW_BYTES = 1 << 31  # the largest of zstd --long=31
@@ -40,26 +40,32 @@ DAMAGE = (zlib.error, lzma.LZMAError, zstandard.ZstdError)
 def opened(path: Path) -> IO[bytes]:
     """The file's bytes, uncompressed. ConfigError when they are no text but something known, CorruptError when a
     compressed stream is not valid and complete."""
-    maker = _MAKERS.get(path.suffix)
-    file = path.open("rb")
+    maker = _MAKERS.get(path.suffix, ())
+    file: IO[bytes] = path.open("rb")
     try:
+        refuse_stranger(path, _head(file), *maker[:1])
         if maker:
-            file = cast("Any", io.BufferedReader(_Unpacked(file, path, *maker), 1 << 20))
-        refuse_stranger(path, cast("Any", file).peek(HEAD_BYTES)[:HEAD_BYTES])
+            file = cast("IO[bytes]", io.BufferedReader(_Unpacked(file, path, *maker), 1 << 20))
+            refuse_stranger(path, _head(file))
     except BaseException:
         file.close()
         raise
     return file
 
 
-def refuse_stranger(path: Path, head: bytes = b"", own: bytes = b"") -> None:
+def _head(file: IO[bytes]) -> bytes:
+    return cast("io.BufferedReader[Any]", file).peek(HEAD_BYTES)[:HEAD_BYTES]
+
+
+def refuse_stranger(path: Path, head: bytes | None = None, *own: str) -> None:
     """ConfigError when the file begins like a pointer, a web page or another format than its `own`; `head` is its
     beginning."""
-    if not head:
+    if head is None:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    if (what := stranger(head)) and not (own and head.startswith(own)):
-        raise ConfigError(f"{path}: is {what}, whatever its name says", "it holds none of the text", fix_of(what))
+    found = nature_of(head)
+    if found is not None and found.name not in own:
+        raise ConfigError(f"{path}: is {found.what}, whatever its name says", "it holds none of the text", found.fix)
 
 
 class _Unpacked(io.RawIOBase):
@@ -99,12 +105,21 @@ class _Unpacked(io.RawIOBase):
         try:
             return self._at.decompress(data)
         except (*DAMAGE, OSError, EOFError) as error:
+            if "memory" in str(error):  # zstd's own allocation, which raises no MemoryError
+                raise MemoryError(f"{self._window(data)}: {error}") from error
             where = f"after {self._members} complete streams, " if self._members else ""
             raise CorruptError(
                 f"{self._path}: near byte {self._file.tell():,}: {where}no valid {self._name}: {error}",
                 "text after that place would be missing from the corpus",
                 "fetch or copy the file again",
             ) from error
+
+    def _window(self, data: bytes) -> str:
+        """What decompressing takes, if these are the first bytes of a zstd stream."""
+        try:
+            return f"its window takes {zstandard.get_frame_parameters(data).window_size:,} bytes"
+        except zstandard.ZstdError:
+            return "its window does not fit"
 
     def _end(self) -> int:
         if self._at.eof:

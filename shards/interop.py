@@ -21,7 +21,7 @@ from shards.errors import ConfigError, CorruptError, RefusedError, from_os_error
 from shards.header import HEADER_BYTES, MAGICS, Placement, ShardHeader
 from shards.manifest import Split
 from shards.reader import Shard, TokenFolder
-from shards.sniff import HEAD_BYTES, fix_of, page_or_pointer
+from shards.sniff import HEAD_BYTES, nature_of
 from shards.tokenizer import Tokenizer
 
 Format = Literal["nanogpt", "npy", "megatron"]
@@ -34,6 +34,7 @@ _INDEX = struct.Struct("<9sQBQQ")  # Megatron: magic, version, type of a token, 
 _MEGATRON = b"MMIDIDX\0\0"
 _CODES = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # Megatron's numbers for the types that can hold ids
 _BLOCK = 1 << 18  # tokens; as bytes objects with their text a few MB, whatever the file
+_LIKE_TOKENS = ("numpy", "utf-16", "utf-32")  # the last two are how small ids look
 _AGAIN = "copy the file again from where it came"
 
 
@@ -63,8 +64,9 @@ def read_tokens(path: Path, *, eot: int, vocab_size: int) -> ForeignTokens:
     CorruptError when the file is not what it says or an id is not in the vocabulary, ConfigError when it is missing.
     """
     head = _head(path, HEAD_BYTES)
-    if what := page_or_pointer(head):
-        raise CorruptError(f"{path}: is {what}, not tokens", "training would use it as text", fix_of(what))
+    found = nature_of(head)
+    if found is not None and found.name not in _LIKE_TOKENS:
+        raise CorruptError(f"{path}: is {found.what}, not tokens", "training would use it as text", found.fix)
     index = path.with_suffix(".idx") if path.suffix == ".bin" else None
     starts: NDArray[np.int64] | None = None
     placement: Placement | None = None

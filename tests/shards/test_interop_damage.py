@@ -304,6 +304,9 @@ def test_a_damaged_sidecar_is_not_exported(starts: list[int], ours: TokenFolder,
         ),
         (b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>", "an HTML page"),
         (b" \n<HTML><body>429 Too Many Requests</body></HTML>", "an HTML page"),
+        (b"PK\x03\x04\x14\0", "a zip archive .*"),
+        (b"\x1f\x8b\x08\0\0\0\0\0", "compressed with gzip"),
+        (b"%PDF-1.7\n%", "a PDF"),
     ],
 )
 def test_a_page_or_a_pointer_instead_of_tokens(data: bytes, says: str, name: str, tmp_path: Path) -> None:

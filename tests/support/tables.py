@@ -41,6 +41,12 @@ def arrow_of(table: Table, kind: Any = None) -> pa.Table:
     return pa.table({**table, "text": pa.array(table["text"], kind)} if kind else table)
 
 
+def extension_of(table: Table) -> pa.Table:
+    """Text that is said to be JSON, as a type of Arrow's own."""
+    text = pa.array(table["text"], pa.string())
+    return pa.table({**table, "text": pa.ExtensionArray.from_storage(pa.json_(pa.string()), text)})
+
+
 def parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out)
@@ -59,6 +65,11 @@ ROWS: dict[str, Callable[[Table], bytes]] = {
     "dictionary.parquet": lambda table: parquet(arrow_of(table, "dictionary")),
     "large.parquet": lambda table: parquet(arrow_of(table, pa.large_string())),
     "view.parquet": lambda table: parquet(arrow_of(table, pa.string_view())),
+    "binary.parquet": lambda table: parquet(arrow_of(table, pa.binary())),
+    "large_binary.arrow": lambda table: arrow(arrow_of(table, pa.large_binary())),
+    "view.arrow": lambda table: arrow(arrow_of(table, pa.string_view())),
+    "extension.parquet": lambda table: parquet(extension_of(table)),
+    "extension.arrow": lambda table: arrow(extension_of(table)),
     "stream.arrow": lambda table: arrow(arrow_of(table)),
     "file.arrow": lambda table: arrow(arrow_of(table), pa.ipc.new_file),
     "dictionary.arrow": lambda table: arrow(arrow_of(table, "dictionary")),
@@ -79,6 +90,12 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
     ".zst": zstandard.compress,
 }
+
+
+def big_window(data: bytes) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=30, write_content_size=False)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush()
 
 
 def documents(path: Path, filters: Sequence[str] = (), column: str = "text") -> tuple[list[str], Counts]:

@@ -46,6 +46,7 @@ NAMED = {
     "python-docs": CorpusConfig(kind="python-docs"),
 }
 _UNSET = CorpusConfig()
+MAX_NAME = 1000  # characters of a source's name: shards.manifest.Words
 _DUMP = re.compile(r"(fineweb(?:-edu)?)-(CC-MAIN-\d{4}-\d{2})")  # one crawl: fineweb-CC-MAIN-2024-10
 
 
@@ -268,6 +269,12 @@ def _require_readable(names: list[str], where: str) -> None:
     """ConfigError unless all files are text, or all are tokens."""
     tokens = [name for name in names if name.endswith((*TOKEN_SUFFIXES, ".idx"))]
     for name in names:
+        if len(name) > MAX_NAME:
+            raise ConfigError(
+                f"{where}: {name[:60]}...: a name of {len(name):,} characters, at most {MAX_NAME:,} can be kept",
+                "the lock and the manifest could be written and never be read again",
+                "shorten it, or choose others with corpus.files",
+            )
         if not kind_of(name) and name not in tokens:
             raise unknown(f"{where}: ", name)
     if 0 < len(tokens) < len(names):

@@ -191,7 +191,8 @@ def local_files(patterns: tuple[str, ...], field: str, kind_of: Callable[[str], 
     """
     by_inode: dict[Inode, dict[Path, None]] = {}
     for pattern in patterns:
-        spelled = str(Path(pattern).expanduser()) if pattern.startswith("~") else pattern
+        require_pattern(pattern, field)
+        spelled = _at_home(pattern, field) if pattern.startswith("~") else pattern
         none = True
         for path in map(_absolute, dict.fromkeys(matching(spelled, LocalTree()))):
             if inode := _file_inode(path):
@@ -204,6 +205,19 @@ def local_files(patterns: tuple[str, ...], field: str, kind_of: Callable[[str], 
     }
     again = [path for inode, paths in by_inode.items() for path in paths if path != files[inode]]
     return Found(files, sorted(again))
+
+
+def require_pattern(pattern: str, field: str) -> None:
+    """ConfigError for what can name no file."""
+    if not pattern.strip() or not pattern.isprintable():
+        raise ConfigError(f"{field}: {pattern!r} names no file", "", "give a path, with wildcards or without")
+
+
+def _at_home(pattern: str, field: str) -> str:
+    try:
+        return str(Path(pattern).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{field}: {pattern}: there is no such user here", "", "give the path in full") from error
 
 
 def _absolute(path: str) -> Path:
@@ -239,6 +253,8 @@ def _no_match(pattern: str, field: str, spelled: str, kind_of: Callable[[str], s
     looked = "" if Path(spelled).is_absolute() else f" (looked from {Path.cwd()})"
     if Path(spelled).is_dir():
         return folder_named(field, pattern, instead(spelled.rstrip("/"), LocalTree(), kind_of))
+    if Path(spelled).exists():
+        return ConfigError(f"{field}: {pattern} is no regular file", "it is read more than once", "copy it into one")
     folder, _, name = spelled.rpartition("/")
     near = get_close_matches(name, [entry.name for entry in LocalTree().entries(folder)], n=1)
     hint = f"did you mean {_joined(folder, near[0])}" if near else "check the path"
@@ -271,6 +287,7 @@ def listed_files(
     """
     tree, found = ListedTree(files), set[str]()
     for pattern in patterns:
+        require_pattern(pattern, field)
         spelled = pattern.strip("/")
         named = {path for path in matching(spelled, tree) if path in files}
         if not named and tree.entries(spelled):

@@ -30,10 +30,11 @@ class Repository(NamedTuple):
 def listing(repo: str, revision: str, folders: Iterable[str]) -> Repository:
     """Ask the Hub which commit `revision` is, and which files are in `folders` there and below.
 
-    ConfigError when there is no such repository, revision or folder; NetworkError when the Hub does not answer, or
-    refuses to.
+    A folder that is not there has no files. ConfigError when there is no such repository or revision; NetworkError when
+    the Hub does not answer, or refuses to.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
     if is_offline():
@@ -47,15 +48,16 @@ def listing(repo: str, revision: str, folders: Iterable[str]) -> Repository:
     licence = info.card_data.get("license") if info.card_data else None
     files: dict[str, SourceRecord] = {}
     for folder in sorted(folders):
-        entries = _asked(
-            repo,
-            revision,
-            lambda folder=folder: list(  # type: ignore[misc]
-                api.list_repo_tree(repo, folder or None, recursive=True, revision=info.sha, repo_type="dataset")
-            ),
-            folder,
-        )
-        for entry in entries:
+
+        def ask(folder: str = folder) -> list[Any]:
+            try:
+                return list(
+                    api.list_repo_tree(repo, folder or None, recursive=True, revision=info.sha, repo_type="dataset")
+                )
+            except EntryNotFoundError:
+                return []
+
+        for entry in _asked(repo, revision, ask):
             if isinstance(entry, RepoFile):
                 digest = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
                 files[entry.path] = SourceRecord(name=entry.path, nbytes=entry.size, digest=digest)
@@ -79,7 +81,7 @@ def in_cache(repo: str, commit: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _asked(repo: str, revision: str, ask: Callable[[], T], folder: str = "") -> T:
+def _asked(repo: str, revision: str, ask: Callable[[], T]) -> T:
     """The Hub's answer, asked for again while its failure may pass."""
     from huggingface_hub import errors
 
@@ -90,10 +92,6 @@ def _asked(repo: str, revision: str, ask: Callable[[], T], folder: str = "") -> 
             return ask()
         except errors.RevisionNotFoundError as error:
             raise ConfigError(f"{repo}: no revision {revision!r}", "", "check corpus.revision") from error
-        except errors.EntryNotFoundError as error:
-            raise ConfigError(
-                f"{repo} at {revision}: no folder {folder!r}", "", "check corpus.files against the Hub's page"
-            ) from error
         except errors.HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status in (401, 403, 404):
@@ -103,9 +101,21 @@ def _asked(repo: str, revision: str, ask: Callable[[], T], folder: str = "") -> 
                 break
         except transport as error:
             reason = error
+        except UnicodeEncodeError as error:  # of the request's headers
+            raise ConfigError(
+                "HF_TOKEN has a character that no token has, perhaps a typographic quote",
+                "the Hub cannot be asked with it",
+                "set HF_TOKEN again, or unset it for a public dataset",
+            ) from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise NetworkError(
+                f"{endpoint()}: the answer about {repo} is not the Hub's ({type(error).__name__})",
+                "a login page, a proxy or another server answers in its place; nothing was downloaded or changed",
+                "look at the address in a browser, and check HF_ENDPOINT and the proxy",
+            ) from error
         time.sleep(BACKOFF * 2**attempt * random.uniform(0.5, 1.0))
     raise NetworkError(
-        f"{endpoint()}: cannot list {repo}: {str(reason).strip().splitlines()[0]}",
+        f"{endpoint()}: cannot list {repo}: {(str(reason).strip() or type(reason).__name__).splitlines()[0]}",
         "nothing was downloaded or changed",
         "check the network and HF_ENDPOINT, then run the same command again",
     ) from reason

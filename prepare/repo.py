@@ -25,7 +25,9 @@ class Place(NamedTuple):
 
 def parse_repo(given: str) -> Place:
     """What `given`, a recipe's corpus.repo, names. ConfigError when it is no dataset."""
-    text = given.strip()
+    text = given.strip().removeprefix("git@").replace("hf.co:", "hf.co/", 1).removesuffix(".git")
+    if text.partition("/")[0] in _hosts():
+        text = f"https://{text}"
     scheme, _, rest = text.partition("://")
     if not rest:
         parts, is_url = text.split("/"), False
@@ -35,7 +37,7 @@ def parse_repo(given: str) -> Place:
             raise _no_dataset(given, "names a model or a Space: a dataset's begins with hf://datasets/")
     elif scheme in ("http", "https"):
         url = urlsplit(text)
-        if url.hostname not in (*OWN_HOSTS, f"www.{OWN_HOSTS[0]}", urlsplit(endpoint()).hostname):
+        if url.hostname not in _hosts():
             raise _no_dataset(given, f"is not on the Hub, which is {endpoint()} (HF_ENDPOINT)")
         parts, is_url = url.path.strip("/").removeprefix("api/").split("/"), True
         if parts[0] != "datasets":
@@ -50,6 +52,8 @@ def parse_repo(given: str) -> Place:
     owner = 1 if len(parts) < 2 or (is_url and parts[1] in _PAGES) else 2
     name, _, revision = "/".join(parts[:owner]).partition("@")
     inside = parts[owner:]
+    if revision == "refs" and inside[:1] in (["convert"], ["pr"]):  # such a revision has slashes in it
+        revision, inside = "/".join((revision, *inside[:2])), inside[2:]
     if inside and inside[0] in _PAGES and (is_url or inside[0] in _OF_A_REVISION):
         page, inside = inside[0], inside[1:]
         if page in _OF_A_REVISION and inside:
@@ -62,6 +66,10 @@ def parse_repo(given: str) -> Place:
     if not REPO.fullmatch(name):
         raise _no_dataset(given, "is no name of a dataset")
     return Place(name, revision, "/".join(inside), bool(inside) and is_file)
+
+
+def _hosts() -> set[str]:
+    return {*OWN_HOSTS, f"www.{OWN_HOSTS[0]}", urlsplit(endpoint()).hostname or OWN_HOSTS[0]}
 
 
 def _no_dataset(given: str, reason: str) -> ConfigError:

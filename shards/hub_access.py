@@ -28,6 +28,13 @@ def token() -> str | None:
     return get_token() if own or os.environ.get("MILLPOND_TRUST_ENDPOINT") == "1" else None
 
 
+def is_kept_back() -> bool:
+    """Whether there is a token that the endpoint may not have."""
+    from huggingface_hub import get_token
+
+    return token() is None and get_token() is not None
+
+
 def refusal(what: str, status: int, sentence: str) -> MillpondError:
     """The error for a 401, 403 or 404 of the Hub, in its own `sentence` where it sent one."""
     said = f"{what}: the Hub answers {status}{f': {sentence.strip()}' if sentence.strip() else ''}"
@@ -37,7 +44,13 @@ def refusal(what: str, status: int, sentence: str) -> MillpondError:
             "it answers the same for what is private when the token may not see it",
             "check corpus.repo and corpus.files; for a private dataset set HF_TOKEN to a token that may read it",
         )
-    if status == 403:
+    if not token() and is_kept_back():
+        return NetworkError(
+            said,
+            f"a token is set and was not sent: {endpoint()} is not the Hub's own address",
+            "set MILLPOND_TRUST_ENDPOINT=1 if that address may have the token",
+        )
+    if status == 403 and token():
         why = "the token has no right to read it, or the dataset's terms are not accepted"
         return NetworkError(
             said, why, "accept the terms on the dataset's page, or set HF_TOKEN to a token that may read it"

@@ -1,6 +1,8 @@
 """One TOML file is one recipe. Unknown keys are refused with the nearest name; defaults are the structs'."""
 
 import difflib
+import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -46,7 +48,9 @@ def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
     data = _read(path)
     for setting in settings:
         _set(data, setting)
-    return path.stem, _convert(data, str(path), settings)
+    recipe = _convert(data, str(path), settings)
+    _refuse_ignored(recipe, settings)
+    return path.stem, recipe
 
 
 def load_run(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
@@ -61,7 +65,9 @@ def load_run(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
             data[table] = neutral(kind) | fields
     for setting in settings:
         _set(data, setting)
-    return _convert(data, str(path), settings)
+    recipe = _convert(data, str(path), settings)
+    _refuse_ignored(recipe, settings)
+    return recipe
 
 
 def save(recipe: Recipe, path: Path) -> None:
@@ -125,10 +131,68 @@ def _convert(data: dict[str, Any], where: str, settings: tuple[str, ...] = ()) -
                     fields[key] = [value]
     try:
         return msgspec.convert(data, Recipe)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{where}: a value is nested too deeply") from error
+    except msgspec.ValidationError as error:
         place = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
-        setting = next((f" --set {each}" for each in settings if each.partition("=")[0].strip() == place), "")
-        raise ConfigError(f"{where}{setting}: {error}".replace("`$.", "`"), _words(tables, place)) from error
+        where = next((f"--set {each}" for each in settings if each.partition("=")[0].strip() == place), where)
+        table, _, field = place.partition(".")
+        value = data[table][field] if field else data.get(table)
+        what = f"{place} is {_short(value)}, expected {_expected(str(error))}"
+        raise ConfigError(f"{where}: {what}", _words(tables, place)) from error
+
+
+def _refuse_ignored(recipe: Recipe, settings: tuple[str, ...]) -> None:
+    """ConfigError for a setting that says how tokens are made, where the recipe names tokens that are there."""
+    if not (recipe.tokens.folder or recipe.tokens.mix):
+        return
+    named = "tokens.folder" if recipe.tokens.folder else "tokens.mix"
+    for setting in settings:
+        table, _, field = setting.partition("=")[0].strip().partition(".")
+        if table == "corpus" or (table == "tokens" and field.partition(".")[0] not in ("folder", "mix")):
+            raise ConfigError(
+                f"--set {setting}: has no effect, because {named} is set",
+                "the tokens that it names are used as they are",
+                f"leave out {table}.{field}, or {named}",
+            )
+
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_BOUNDS = {">=": "of at least", ">": "above", "<=": "of at most", "<": "below"}
+
+
+def _expected(error: str) -> str:
+    """What msgspec's error says was expected, in words."""
+    said, _, place = error.rpartition(" - at ")
+    each = " for each item" if "[" in place else ""
+    if said.startswith("Invalid enum value"):
+        return f"one of the known words{each}"
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", said):
+        return f"{missing[1]} as well{each}"
+    if not (match := re.match(r"Expected `([^`]+)`(?: ([<>]=?) (\S+?))?(?:,|$)", said)):
+        length = re.fullmatch(r"Expected `str` of length <= (\d+)", said)
+        if "matching regex" in said:
+            return "letters, digits, '.', '_' and '-', none of '.' at its start"
+        return f"at most {length[1]} characters{each}" if length else f"{said[0].lower()}{said[1:]}"
+    types, bound, number = match.groups()
+    words = " or ".join(_TYPES.get(name, name) for name in types.split(" | ") if name != "null")
+    limit = (
+        f" {_BOUNDS[bound]} {f'{int(number):,}' if number.isdigit() else number.removesuffix('.0')}" if bound else ""
+    )
+    return words + limit + each
+
+
+def _short(value: Any) -> str:
+    """A value of a recipe as TOML spells it, cut where it is long."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _words(tables: dict[str, Any], place: str) -> str:

@@ -229,7 +229,7 @@ def test_more_white_space_than_tiktoken_can_split(tmp_path: Path) -> None:
     ("setting", "says"),
     [
         ("tokens.vocab_size=4096", 'tokens.vocab_size is 4096, and tokens.tokenizer is "gpt2"'),
-        ("train.steps=[[[[", "Expected `int`"),
+        ("train.steps=[[[[", "expected a whole number"),
         ("corpus.name=..", "corpus.name"),
         ('corpus.name="x\\n"', "corpus.name"),
     ],

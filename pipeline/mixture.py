@@ -41,15 +41,29 @@ def given(layout: Layout, tokens: TokensConfig) -> dict[Path, float]:
     return found
 
 
+def share(weights: dict[Path, float], folder: Path) -> str:
+    """What part of a run's windows comes from the folder, as text before its size; "" where it is the only one."""
+    return f"{100 * weights[folder] / sum(weights.values()):.3g} % of the mix, " if len(weights) > 1 else ""
+
+
+def misfit(weights: dict[Path, float]) -> str:
+    """What is odd about the weights, "" if nothing is: those of fractions that are not 1 in all."""
+    total = sum(weights.values())
+    if len(weights) < 2 or max(weights.values()) >= 1 or math.isclose(total, 1):
+        return ""
+    return f"tokens.mix: the weights add up to {total:.6g}, not to 1; each is taken as its part of that"
+
+
 def _under_home(layout: Layout, name: str, field: str) -> Path:
     folder = folders.find(layout, name)
-    if folder.resolve().parent != layout.tokens.resolve():
+    ours = layout.tokens / folder.name  # may be a link to it
+    if not (ours.exists() and ours.samefile(folder)):
         raise ConfigError(
             f"{field}: {folder} is not under {layout.tokens}",
             "runs find their tokens there",
             f"millpond shards pull {folder}",
         )
-    return layout.tokens / folder.name
+    return ours
 
 
 def _require_alike(manifests: dict[str, Manifest]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import checks, mixture
-from pipeline.stages import Pipeline, cores
+from pipeline.stages import Pipeline, cores, holds
 from pipeline.terminal import thousands
 from pipeline.tokens import TokenRecipe
 from prepare import estimate, vocabulary
@@ -14,7 +14,9 @@ from shards.manifest import Manifest
 
 
 class Plan(NamedTuple):
-    """About what preparing takes. Sizes are bytes; `rate` is tokens a second of all workers, None if not measured.
+    """About what preparing takes. Sizes are bytes. `download_rate`, bytes a second of one file, and `rate`, tokens a
+    second of all workers, are measured now, None where there is nothing to measure; `vocabulary_seconds` is what
+    training the vocabulary takes.
 
     `done_tokens` are there already; `files`, `rows` and `tokens` are those of the finished folder.
     """
@@ -28,6 +30,7 @@ class Plan(NamedTuple):
     files: int
     rows: int
     download: int
+    download_rate: float | None
     tokens: int
     done_tokens: int
     shards: int
@@ -35,6 +38,7 @@ class Plan(NamedTuple):
     free: int
     workers: int
     rate: float | None
+    vocabulary_seconds: float
     vocab_size: int
 
 
@@ -76,11 +80,12 @@ def plan(pipeline: Pipeline) -> Plan:
     folder = pipeline.layout.token_folder(corpus.record.name, wanted.fingerprint)
     published = wanted.published(folder)
     parts = published.parts if published else []
-    expected = wanted.expect(folder, parts, footers=True)
-    done = sum(part.tokens for part in parts)
+    texts = [] if published and holds(published, recipe.tokens.max_tokens) else estimate.sample(corpus)
+    trained = None if wanted.tokenizer or published else estimate.vocabulary_of(recipe.tokens.vocab_size, texts)
+    tokenizer, vocabulary_seconds = trained or (wanted.tokenizer or vocabulary.gpt2(), 0.0)
+    scale = estimate.measured_scale(tokenizer, texts)
+    expected = wanted.expect(folder, parts, footers=True, scale=scale)
     workers = recipe.tokens.workers or cores()
-    texts = estimate.sample(corpus) if expected.tokens > done else []
-    tokenizer = wanted.tokenizer or vocabulary.gpt2()
     rate = workers * estimate.rate_of(tokenizer, texts, pipeline.engine()) if texts else None
     return Plan(
         config=pipeline.config,
@@ -92,13 +97,15 @@ def plan(pipeline: Pipeline) -> Plan:
         files=expected.files,
         rows=expected.rows,
         download=expected.download,
+        download_rate=estimate.download_rate(corpus) if expected.download else None,
         tokens=expected.tokens,
-        done_tokens=done,
+        done_tokens=sum(part.tokens for part in parts),
         shards=expected.shards,
         peak=expected.peak,
         free=shutil.disk_usage(pipeline.layout.home).free,
         workers=workers,
         rate=rate,
+        vocabulary_seconds=vocabulary_seconds,
         vocab_size=wanted.tokenizer.vocab_size if wanted.tokenizer else recipe.tokens.vocab_size,
     )
 
@@ -117,6 +124,7 @@ def _ready(pipeline: Pipeline, given: list[Path]) -> Plan:
         files=0,
         rows=0,
         download=0,
+        download_rate=None,
         tokens=tokens,
         done_tokens=tokens,
         shards=0,
@@ -124,6 +132,7 @@ def _ready(pipeline: Pipeline, given: list[Path]) -> Plan:
         free=shutil.disk_usage(pipeline.layout.home).free,
         workers=0,
         rate=None,
+        vocabulary_seconds=0.0,
         vocab_size=manifests[0].tokenizer.vocab_size,
     )
 
@@ -180,12 +189,18 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"files     {plan.files:,} of {plan.source_files:,}{rows}"
     here = f", {plan.done_tokens / 1e6:,.1f} M of them here" if plan.done_tokens else ""
     yield f"tokens    about {plan.tokens / 1e6:,.1f} M{here}"
-    yield f"download  {_gigabytes(plan.download)}" if plan.download else "download  nothing"
+    if plan.download_rate:
+        rate = f"{plan.download_rate / 1e6:,.1f} MB/s, measured now"
+        yield f"download  {_gigabytes(plan.download)}, {_duration(plan.download / plan.download_rate)}; {rate}"
+    else:
+        yield f"download  {_gigabytes(plan.download)}" if plan.download else "download  nothing"
     fits = "" if plan.peak < plan.free else "  NOT ENOUGH"
     sizes = [f"{_gigabytes(n)} {what}" for n, what in ((plan.shards, "of shards"), (plan.peak, "at the peak"))]
     yield f"disk      {', '.join(sizes)}, {_gigabytes(plan.free)} free{fits}"
     if plan.rate:
         seconds = (plan.tokens - plan.done_tokens) / plan.rate
+        if plan.vocabulary_seconds >= 1:
+            yield f"time      {_duration(plan.vocabulary_seconds)} of training the vocabulary, measured now"
         workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
         yield f"time      {_duration(seconds)} of tokenizing; {workers}, {plan.rate / 1e6:.1f} Mtok/s, measured now"
     yield f"folder    {plan.folder}"

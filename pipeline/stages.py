@@ -110,7 +110,7 @@ class Pipeline:
             if force and folder.exists():
                 discard(folder)
             manifest = wanted.published(folder)
-            if manifest and not (folder / ".parts").exists() and _holds(manifest, tokens.max_tokens):
+            if manifest and not (folder / ".parts").exists() and holds(manifest, tokens.max_tokens):
                 counts = msgspec.to_builtins(manifest.counts)
                 known = receipt.read(path, wanted.fingerprint)
                 if known is None or known.result != counts:  # a kill came before it was written
@@ -119,7 +119,7 @@ class Pipeline:
                 return folder
             began = time.perf_counter()
             done = manifest.parts if manifest else []
-            if not done:
+            if not done and not (folder / ".parts").exists():
                 wanted.look()
             expected = wanted.expect(folder, done, footers=False)
             if shutil.disk_usage(self.layout.home).free < estimate.AMPLE * expected.peak:
@@ -179,8 +179,11 @@ class Pipeline:
         """
         checks.require_preparable(self.layout, self.recipe)
         weights = mixture.given(self.layout, self.recipe.tokens)
+        if odd := mixture.misfit(weights):
+            self.terminal.note(odd)
         for folder in weights:
-            self.terminal.stage("tokenize", f"{folder.name}  {_amount(Manifest.read(folder))}", done=True)
+            amount = mixture.share(weights, folder) + _amount(Manifest.read(folder))
+            self.terminal.stage("tokenize", f"{folder.name}  {amount}", done=True)
         weights = weights or {self.tokenize(self.fetch(), run=run): 1.0}
         for folder in weights:
             self.verify(folder, force=force_verify)
@@ -362,7 +365,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _holds(manifest: Manifest, max_tokens: int) -> bool:
+def holds(manifest: Manifest, max_tokens: int) -> bool:
+    """Whether the folder has as many tokens as are asked for, or all that there are."""
     return manifest.complete or 0 < max_tokens <= sum(map(manifest.counted, manifest.parts))
 
 

@@ -1,5 +1,6 @@
 """The token folder that a recipe describes: what determines it, and how it begins."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from pipeline.config import Recipe
 from pipeline.layout import Layout
 from prepare import estimate, parts, rows, screen, vocabulary
 from prepare.builder import Job
-from prepare.download import Note
+from prepare.download import Note, Remote
 from prepare.encode import EngineName
+from prepare.remote_file import RemoteFile
 from prepare.sources import Corpus
 from shards.atomic import make_folder, publish_bytes
 from shards.errors import ConfigError, CorruptError
@@ -19,6 +21,8 @@ from shards.fingerprint import fingerprint, identity
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MANIFEST, Manifest, PartRecord, PlanRecord, decode, encode
 from shards.tokenizer import Tokenizer
+
+FOOTERS = 8  # of files that are not here, looked at before the first is fetched; each takes two requests
 
 
 class TokenRecipe:
@@ -121,17 +125,29 @@ class TokenRecipe:
         return cut
 
     def look(self) -> None:
-        """ConfigError for a column that a file which is here does not have, before any is read."""
+        """ConfigError for a column that a file does not have, before any is read or fetched.
+
+        Of those that are to be fetched, by the footers of the first few that are parquet.
+        """
         columns = [
             self.corpus.record.text_column,
             *(each.column for each in self.filters if each.column != screen.LENGTH),
         ]
+        if self._are_tokens:
+            return
+        remote: list[tuple[str, Remote]] = []
         for i, source in enumerate(self.corpus.sources):
-            place = self.corpus.glance(i) if source.has_parts and not self._are_tokens else None
+            place = self.corpus.glance(i) if source.has_parts else None
             if isinstance(place, Path):
                 rows.look(place, columns)
+            elif place and source.name.endswith(".parquet") and i < self.corpus.wanted:
+                remote.append((source.name, place))
+        with ThreadPoolExecutor(FOOTERS) as pool:
+            list(pool.map(lambda one: rows.open_parquet(Path(one[0]), columns, RemoteFile(one[1])), remote[:FOOTERS]))
 
-    def expect(self, folder: Path, done: list[PartRecord], *, footers: bool) -> estimate.Estimate:
+    def expect(
+        self, folder: Path, done: list[PartRecord], *, footers: bool, scale: int = parts.ENGLISH
+    ) -> estimate.Estimate:
         """What it takes until `folder`, with the parts `done`, holds what is asked for."""
         wanted = estimate.Wanted(
             folder=folder,
@@ -140,6 +156,7 @@ class TokenRecipe:
             max_tokens=self.tokens.max_tokens,
             width=2 if (self.tokenizer.vocab_size if self.tokenizer else self.tokens.vocab_size) <= 2**16 else 4,
             keep_raw=self._keep_raw,
+            scale=scale,
         )
         return estimate.estimate(self.corpus, wanted, footers=footers)
 

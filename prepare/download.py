@@ -22,7 +22,7 @@ import urllib3
 
 from shards.atomic import AtomicFile, make_folder, sha256_of
 from shards.errors import NetworkError, from_os_error
-from shards.hub_access import refusal
+from shards.hub_access import refusal, timeout_seconds
 
 TRIES = 5  # in a row without a byte of progress; and of the whole file, when its bytes were wrong, WRONG_TRIES
 WRONG_TRIES = 3
@@ -30,6 +30,7 @@ BACKOFF = 1.0  # seconds before the second try, doubled each time, jittered
 LONG_WAIT = 10.0  # seconds, which are said
 MAX_WAIT = 300.0  # seconds; a longer Retry-After is not believed
 SEGMENT = 32 << 20  # bytes for which one more connection is worth it
+CONNECTIONS = 4  # at most, for one file
 CHUNK = 1 << 20
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
@@ -74,7 +75,6 @@ def download(
     stop: threading.Event,
     note: Note = lambda _: None,
     came: Callable[[int, bool], None] = lambda nbytes, now: None,
-    connections: int = 4,
 ) -> None:
     """Fetch `remote` to `path`, going on from what an earlier process left. `note` is told of long waits, `came` of
     bytes: how many, and whether they came now.
@@ -83,7 +83,7 @@ def download(
     after another thread sets `stop`.
     """
     make_folder(path.parent)
-    count = max(1, min(connections, remote.size // SEGMENT))
+    count = connections_for(remote)
     bounds = [remote.size * i // count for i in range(count + 1)]
     stem = f".{path.name}.{remote.digest.partition(':')[2][:12]}"
     parts = [path.with_name(f"{stem}.{i + 1}of{count}.part") for i in range(count)]
@@ -122,6 +122,11 @@ def download(
         "wrong bytes never become tokens; a proxy, a cache or the disk may change them on the way",
         f"look at {path.with_name(f'{stem}.wrong')}, then run the same command again",
     )
+
+
+def connections_for(remote: Remote) -> int:
+    """Over how many connections a file is fetched."""
+    return max(1, min(CONNECTIONS, remote.size // SEGMENT))
 
 
 def sweep_parts(path: Path) -> bool:
@@ -166,7 +171,7 @@ def _segment(
             return
     try:
         with part.open("ab", buffering=0) as out:
-            for chunk in _persistently(remote, first + out.tell(), last, is_over, note):
+            for chunk in read_chunks(remote, first + out.tell(), last, is_over, note):
                 _write_all(out.fileno(), chunk)
                 came(len(chunk), True)
                 if is_over():
@@ -175,13 +180,13 @@ def _segment(
         raise from_os_error(error, part, "written") from error
 
 
-def read_range(remote: Remote, first: int, last: int, is_over: Callable[[], bool]) -> bytes:
-    """Bytes `first` to `last` of the file. What they are is not compared with the commit: only for an estimate."""
-    return b"".join(_persistently(remote, first, last, is_over, lambda _: None))
+def read_chunks(
+    remote: Remote, first: int, last: int, is_over: Callable[[], bool], note: Note = lambda _: None
+) -> Iterator[bytes]:
+    """Bytes `first` to `last`, asked for again from where they stopped; NetworkError when that does not help.
 
-
-def _persistently(remote: Remote, first: int, last: int, is_over: Callable[[], bool], note: Note) -> Iterator[bytes]:
-    """Bytes `first` to `last`, asked for again from where they stopped; NetworkError when that does not help."""
+    Ends early, between two requests, when `is_over`.
+    """
     at, failures = first, 0
     with requests.Session() as session:
         while not is_over():
@@ -234,18 +239,15 @@ def _stream(session: requests.Session, remote: Remote, first: int, last: int) ->
         raise _Again(_reason(error)) from error
 
 
-def timeout_seconds() -> float:
-    """How long to wait for a connection, and for each next byte."""
-    return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "10"))
-
-
 def _check(response: requests.Response, remote: Remote, first: int) -> int:
     """How many bytes of the answer come before `first`; an exception unless it is an answer with the file in it."""
     status = response.status_code
     if status in RETRIED:
         raise _Again(f"status {status} {response.reason}", _retry_after(response))
     if status in (401, 403):
-        raise refusal(remote.url, status, response.headers.get("X-Error-Message", ""))
+        raise refusal(
+            remote.url, status, response.headers.get("X-Error-Message", ""), remote.url.partition("/resolve/")[0]
+        )
     if status not in (200, 206):
         raise NetworkError(
             f"{remote.url}: status {status} {response.reason}",

@@ -1,6 +1,5 @@
 """What preparing will take, before the first byte: files, tokens, bytes to fetch, bytes of disk."""
 
-import io
 import shutil
 import sys
 import tempfile
@@ -9,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -18,19 +17,21 @@ import pyarrow.parquet as pq
 from prepare import vocabulary
 from prepare.builder import Builder, Job
 from prepare.documents import clean, read
-from prepare.download import Remote, read_range
+from prepare.download import Remote
 from prepare.encode import EngineName
 from prepare.formats import bytes_per_token
-from prepare.parts import BYTES_PER_TOKEN, Part, ranges_of, text_bytes
+from prepare.parts import BYTES_PER_TOKEN, ENGLISH, OFFSET_BYTES, SAMPLE_BYTES, Part, ranges_of, scale_of, text_bytes
+from prepare.remote_file import RemoteFile, transfer_rate
 from prepare.rows import Piece, open_parquet
 from prepare.sources import FILES_AHEAD, Corpus
-from shards.errors import DiskError
+from shards.errors import CorruptError, DiskError, RefusedError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import CorpusRecord, Manifest, PartRecord, SourceRecord
 from shards.tokenizer import Tokenizer
 
 SIDECAR_BYTES_PER_TOKEN = 0.04  # 16 bytes a document of 400 tokens
 SAMPLE_TOKENS = 2_000_000
+SAMPLE_FILE_BYTES = 8 << 20
 AMPLE = 4  # times what is needed by a first guess: no need to look more closely
 
 
@@ -55,7 +56,10 @@ class _Size(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is to be made: `folder`, with `done` in it, of so many tokens (0: the whole corpus), each `width` bytes."""
+    """What is to be made: `folder`, with `done` in it, of so many tokens (0: the whole corpus), each `width` bytes.
+
+    `scale` is how many bytes of text become one token, in thousandths of what English takes under GPT-2's tokenizer.
+    """
 
     folder: Path
     done: list[PartRecord]
@@ -63,6 +67,7 @@ class Wanted(NamedTuple):
     max_tokens: int
     width: int
     keep_raw: bool
+    scale: int
 
 
 def estimate(corpus: Corpus, wanted: Wanted, *, footers: bool) -> Estimate:
@@ -115,19 +120,61 @@ def require_space(expected: Estimate, home: Path) -> None:
 
 
 def sample(corpus: Corpus) -> list[str]:
-    """Some documents of the first file, wherever it lies: at most two row groups of it are fetched. None of a file that
-    is not here and not parquet."""
-    column, place = corpus.record.text_column, corpus.glance(0)
+    """Some documents of the first file of text, wherever it lies: at most two row groups or 8 MiB of it are fetched."""
+    column = corpus.record.text_column
+    i = next((i for i, source in enumerate(corpus.sources) if source.has_parts and source.split != "val"), 0)
+    place, name = corpus.glance(i), corpus.sources[i].name
+    if name.endswith(TOKEN_SUFFIXES):
+        return []
     if isinstance(place, Path):
-        if place.name.endswith(TOKEN_SUFFIXES):
-            return []
         first, last, _ = ranges_of(place, column, SAMPLE_TOKENS)[0]
         return [text for batch in islice(read(place, first, last, column), 4) for text in batch.texts]
-    if not corpus.sources[0].name.endswith(".parquet"):
-        return []
-    file = open_parquet(Path(corpus.sources[0].name), [column], _Ranged(place, threading.Event()))
-    table = file.read_row_groups(list(range(min(2, file.num_row_groups))), columns=[column])
-    return [text for batch in table.to_batches(1000) for text in clean((batch.column(0),)).texts]
+    if name.endswith(".parquet"):
+        file = open_parquet(Path(name), [column], RemoteFile(place))
+        table = file.read_row_groups(list(range(min(2, file.num_row_groups))), columns=[column])
+        return [text for batch in table.to_batches(1000) for text in clean((batch.column(0),)).texts]
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory() as temp:
+        path = Path(temp, Path(name).name)
+        path.write_bytes(RemoteFile(place).read(SAMPLE_FILE_BYTES))
+        try:
+            for batch in read(path, 0, path.stat().st_size, column):
+                texts += batch.texts
+        except CorruptError:  # where the bytes end, in the middle of a row
+            pass
+    return texts
+
+
+def measured_scale(tokenizer: Tokenizer, texts: list[str]) -> int:
+    """How many bytes of the first MiB of `texts` become one token, as Wanted has it."""
+    nbytes = tokens = 0
+    for text in texts:
+        nbytes += len(text.encode()) + OFFSET_BYTES
+        tokens += 1 + len(tokenizer.encode(text))
+        if nbytes >= SAMPLE_BYTES:
+            break
+    return scale_of(nbytes, tokens)
+
+
+def vocabulary_of(vocab_size: int, texts: list[str]) -> tuple[Tokenizer, float] | None:
+    """A vocabulary trained on `texts`, and about the seconds it takes on as much text as a real one is trained on.
+
+    None when they are too few for one so large.
+    """
+    batch, began = clean((texts,)), time.perf_counter()
+    try:
+        tokenizer = vocabulary.train_bpe([batch], vocab_size)
+    except RefusedError:
+        return None
+    seconds = time.perf_counter() - began
+    return tokenizer, seconds * max(1.0, vocabulary.TRAINING_BYTES / batch.counts.text_bytes)
+
+
+def download_rate(corpus: Corpus) -> float | None:
+    """Bytes a second that come of the first file that is not here; None when all are."""
+    places = (corpus.glance(i) for i, source in enumerate(corpus.sources) if source.has_parts)
+    remote = next((place for place in places if isinstance(place, Remote)), None)
+    return transfer_rate(remote) if remote else None
 
 
 def rate_of(tokenizer: Tokenizer, texts: list[str], engine: EngineName) -> float:
@@ -167,40 +214,14 @@ def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: thread
         return _Size(0, 0, 0)
     place = corpus.glance(i)
     if isinstance(place, Path):
-        tokens = sum(tokens for _, _, tokens in ranges_of(place, column, wanted.part_tokens))
+        tokens = sum(tokens for _, _, tokens in ranges_of(place, column, wanted.part_tokens, wanted.scale))
         rows = open_parquet(place, [column]).metadata.num_rows if place.name.endswith(".parquet") else 0
         return _Size(tokens, rows, 0)
     if source.name.endswith(TOKEN_SUFFIXES):
         return _Size(source.nbytes // 2, 0, source.nbytes)
     if source.name.endswith(".parquet") and footers:
-        metadata = open_parquet(Path(source.name), [column], _Ranged(place, stop)).metadata
+        metadata = open_parquet(Path(source.name), [column], RemoteFile(place, stop)).metadata
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         text = sum(text_bytes(group, column) for group in groups)
-        return _Size(int(text / BYTES_PER_TOKEN), metadata.num_rows, source.nbytes)
-    return _Size(int(source.nbytes / bytes_per_token(source.name)), 0, source.nbytes)
-
-
-class _Ranged(io.RawIOBase, IO[bytes]):
-    """A file that is not here, read range by range."""
-
-    def __init__(self, remote: Remote, stop: threading.Event) -> None:
-        self._remote, self._stop, self._at = remote, stop, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._remote.size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        last = self._remote.size if size < 0 else min(self._remote.size, self._at + size)
-        data = read_range(self._remote, self._at, last, self._stop.is_set) if last > self._at else b""
-        self._at += len(data)
-        return data
+        return _Size(int(text / BYTES_PER_TOKEN * ENGLISH / wanted.scale), metadata.num_rows, source.nbytes)
+    return _Size(int(source.nbytes / bytes_per_token(source.name) * ENGLISH / wanted.scale), 0, source.nbytes)

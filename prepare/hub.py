@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from prepare.download import BACKOFF, RETRIED, TRIES, Remote
 from shards.errors import ConfigError, NetworkError
-from shards.hub_access import endpoint, is_offline, refusal, token
+from shards.hub_access import bound_waiting, endpoint, is_offline, refusal, timeout_seconds, token
 from shards.manifest import SourceRecord
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ def listing(repo: str, revision: str, folders: Iterable[str]) -> Repository:
             "the files to read are not known without asking the Hub once",
             "unset HF_HUB_OFFLINE for the first run",
         )
+    bound_waiting(timeout_seconds())
     api = HfApi(endpoint=endpoint(), token=token() or False)
     info = _asked(repo, revision, lambda: api.dataset_info(repo, revision=revision))
     licence = info.card_data.get("license") if info.card_data else None
@@ -95,7 +96,8 @@ def _asked(repo: str, revision: str, ask: Callable[[], T]) -> T:
         except errors.HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status in (401, 403, 404):
-                raise refusal(f"{endpoint()}: dataset {repo}", status, error.server_message or "") from error
+                page = f"{endpoint()}/datasets/{repo}"
+                raise refusal(f"{endpoint()}: dataset {repo}", status, error.server_message or "", page) from error
             reason = error
             if status and status not in RETRIED:
                 break

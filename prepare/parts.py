@@ -26,7 +26,7 @@ BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depen
 ENGLISH = 1000  # a plan's scale where nothing was measured
 SAMPLE_BYTES = 1 << 20
 SMALL, RUN = 100, 8  # small files, and runs of them, in a part
-_OFFSET_BYTES = 4  # with each text in a parquet file
+OFFSET_BYTES = 4  # with each text in a parquet file
 _PIECE = 4096  # characters
 
 
@@ -136,8 +136,12 @@ def cut_by_sample(corpus: Corpus, tokenizer: Tokenizer, filters: Sequence[Filter
             packed = ENGLISH * record.nbytes / max(1, sum(groups)) * nbytes / tokens / bytes_per_token(record.name)
         if nbytes >= SAMPLE_BYTES or cut != "never":  # another file may be large, far away, and never needed
             break
-    scale = ENGLISH * nbytes / tokens / BYTES_PER_TOKEN if tokens else ENGLISH
-    return PlanRecord(scale=min(max(round(scale), 1), 10**6), packed=min(max(round(packed), 1), 10**6))
+    return PlanRecord(scale=scale_of(nbytes, tokens), packed=min(max(round(packed), 1), 10**6))
+
+
+def scale_of(nbytes: int, tokens: int) -> int:
+    """The scale of a plan in which so many bytes of text become so many tokens."""
+    return min(max(round(ENGLISH * nbytes / tokens / BYTES_PER_TOKEN), 1), 10**6) if tokens else ENGLISH
 
 
 def _sampled(piece: Piece, column: str, tokenizer: Tokenizer, filters: Sequence[Filter]) -> tuple[int, int, bool]:
@@ -145,7 +149,7 @@ def _sampled(piece: Piece, column: str, tokenizer: Tokenizer, filters: Sequence[
     nbytes = tokens = 0
     for batch in read(*piece, column, filters):
         tokens += sum(1 + len(tokenizer.encode(part)) for text in batch.texts for part in _short(text))
-        nbytes += batch.counts.text_bytes + _OFFSET_BYTES * len(batch.texts)
+        nbytes += batch.counts.text_bytes + OFFSET_BYTES * len(batch.texts)
         if nbytes >= SAMPLE_BYTES:
             return nbytes, tokens, False
     return nbytes, tokens, True

@@ -4,11 +4,15 @@ Every question is asked again, a bounded number of times, while its failure may 
 """
 
 import hashlib
+import io
+import logging
 import random
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -16,12 +20,15 @@ from urllib.parse import unquote
 from shards.atomic import AtomicFile, make_folder, publish_bytes, sha256_of
 from shards.errors import ConfigError, HostError, MillpondError, NetworkError, RefusedError
 from shards.header import HEADER_BYTES
-from shards.hub_access import endpoint, is_offline, token
+from shards.hub_access import bound_waiting, endpoint, is_offline, timeout_seconds, token
 
 T = TypeVar("T")
+Note = Callable[[str], None]
 TRIES = 5
 BACKOFF = 1.0  # seconds before the second try, doubled each time, jittered
 CHUNK = 16 << 20  # bytes asked for at once; the Hub counts requests, 3,000 in five minutes without an account
+NOTE_SECONDS = 10.0  # between two lines that say how far it is
+COMMIT_SECONDS = 60.0  # that the Hub may take to answer, with a commit of many files
 BATCH_FILES = 50  # what the Hub advises for one commit
 BATCH_BYTES = 8 << 30
 _HUB_URL = re.compile(
@@ -30,11 +37,12 @@ _HUB_URL = re.compile(
 
 
 class Place:
-    """A folder that fsspec reaches, at `url`. Setting `stop` ends waiting and asking."""
+    """A folder that fsspec reaches, at `url`. `note` is told of what takes long; setting `stop` ends waiting."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, note: Note = lambda _: None) -> None:
         import fsspec
 
+        self.note = note
         self.url = url.rstrip("/") or url
         self.stop = threading.Event()
         try:
@@ -126,7 +134,7 @@ class Place:
 
     def _asked(self, name: str, ask: Callable[[], T]) -> T:
         """The answer, asked for again while the failure may pass."""
-        where = f"{self.url}/{name}" if name else self.url
+        where, said = f"{self.url}/{name}" if name else self.url, time.monotonic()
         for attempt in range(1, TRIES + 1):
             if self.stop.is_set():
                 raise CancelledError
@@ -144,6 +152,9 @@ class Place:
                         "what has arrived is kept",
                         "check the address, the network and your right to it, then run the same command again",
                     ) from error
+                if time.monotonic() - said > NOTE_SECONDS:
+                    said = time.monotonic()
+                    self.note(f"{where}: {_reason(error)}; asking again, {attempt + 1} of {TRIES}")
             self.stop.wait(BACKOFF * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
@@ -151,10 +162,12 @@ class Place:
 class HubPlace(Place):
     """A dataset repository of the Hub, or a folder in one. What is read is pinned to one commit."""
 
-    def __init__(self, url: str, *, create: bool = False) -> None:
+    def __init__(self, url: str, note: Note = lambda _: None, *, create: bool = False) -> None:
         from huggingface_hub import HfApi, HfFileSystem, get_token
+        from huggingface_hub.utils import logging as hub_logging
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
+        self.note = note
         match = _HUB_URL.fullmatch(url)
         if match is None or match["repo"].partition("/")[0] in ("datasets", "models", "spaces", "buckets"):
             raise ConfigError(
@@ -176,6 +189,8 @@ class HubPlace(Place):
         access: dict[str, Any] = {"endpoint": endpoint(), "token": token() or False}
         self._api = HfApi(**access)
         disable_progress_bars()  # pull and push say themselves how far they are
+        hub_logging.set_verbosity(logging.ERROR)  # it warns of every upload without Xet
+        bound_waiting(COMMIT_SECONDS if create else timeout_seconds())
         if create:
             self._asked("", lambda: self._api.create_repo(self.repo, repo_type="dataset", private=True, exist_ok=True))
         commit = self._asked("", lambda: self._api.dataset_info(self.repo, revision=self.revision).sha)
@@ -194,21 +209,24 @@ class HubPlace(Place):
         return bool(info.get("blob_id") == blob)
 
     def send(self, files: Sequence[tuple[Path, str]], sent: Callable[[Path], None]) -> None:
-        """Send local files in commits of some fifty; what an interrupted one had sent is not sent again."""
+        """Send local files in commits of some fifty; what an interrupted one had sent is not sent again.
+
+        Over plain HTTP, which every hub has: where there is no Xet, huggingface_hub would wait for it without a word.
+        """
         from huggingface_hub import CommitOperationAdd
 
-        batch: list[tuple[Path, CommitOperationAdd]] = []
-        nbytes = 0
-        for i, (path, sha256) in enumerate(files):
-            addition = CommitOperationAdd(self._prefix + path.name, path)
-            addition.upload_info.sha256 = bytes.fromhex(sha256)  # known, so the file is not read once more to hash it
-            batch.append((path, addition))
-            nbytes += path.stat().st_size
-            if len(batch) == BATCH_FILES or nbytes >= BATCH_BYTES or i + 1 == len(files):
-                self._commit([each for _, each in batch], f"Add {len(batch)} files of tokens")
-                for each, _ in batch:
-                    sent(each)
-                batch, nbytes = [], 0
+        progress = _Progress(sum(path.stat().st_size for path, _ in files), self.note)
+        for batch in _batches(files):
+            with ExitStack() as opened:
+                additions = []
+                for path, sha256 in batch:
+                    addition = CommitOperationAdd(self._prefix + path.name, path)
+                    addition.upload_info.sha256 = bytes.fromhex(sha256)  # known, so it is not read once more for it
+                    addition.path_or_fileobj = opened.enter_context(_Sent(path, progress))  # not sent through Xet
+                    additions.append(addition)
+                self._commit(additions, f"Add {len(batch)} files of tokens")
+            for path, _ in batch:
+                sent(path)
 
     def publish(self, files: Sequence[tuple[str, bytes]]) -> None:
         """Write small files in one commit."""
@@ -226,9 +244,56 @@ class HubPlace(Place):
         )
 
 
-def open_place(url: str, *, create: bool = False) -> Place:
+def _batches(files: Sequence[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
+    """The files of one commit after the other."""
+    batch: list[tuple[Path, str]] = []
+    nbytes = 0
+    for path, sha256 in files:
+        batch.append((path, sha256))
+        nbytes += path.stat().st_size
+        if len(batch) == BATCH_FILES or nbytes >= BATCH_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+class _Progress:
+    """How much of `nbytes` was sent, said every few seconds; several threads may tell it at once."""
+
+    def __init__(self, nbytes: int, note: Note) -> None:
+        self._nbytes, self._note, self._lock = nbytes, note, threading.Lock()
+        self._sent, self._began = 0, time.monotonic()
+        self._said = self._began
+
+    def add(self, nbytes: int) -> None:
+        """So many more were sent."""
+        with self._lock:
+            self._sent += nbytes
+            now = time.monotonic()
+            if now - self._said < NOTE_SECONDS:
+                return
+            self._said, rate = now, self._sent / (now - self._began) / 1e6
+        self._note(f"sending: {self._sent / 1e6:,.1f} of {self._nbytes / 1e6:,.1f} MB, {rate:.1f} MB/s")
+
+
+class _Sent(io.BufferedReader):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, progress: _Progress) -> None:
+        super().__init__(io.FileIO(path))
+        self._progress = progress
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See io.BufferedReader."""
+        data = super().read(size)
+        self._progress.add(len(data))
+        return data
+
+
+def open_place(url: str, note: Note = lambda _: None, *, create: bool = False) -> Place:
     """The place at `url`; with `create` a Hub dataset that is not there yet is made, a private one."""
-    return HubPlace(url, create=create) if url.startswith("hf://") else Place(url)
+    return HubPlace(url, note, create=create) if url.startswith("hf://") else Place(url, note)
 
 
 def _status(error: BaseException | None) -> int:

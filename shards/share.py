@@ -49,7 +49,7 @@ def push(folder: Path, url: str, note: Note) -> None:
             f"{folder / finding.file}: {finding.what}", "a damaged folder is not shared", "millpond verify CONFIG"
         )
     manifest = Manifest.read(folder)
-    place = open_place(url, create=True)
+    place = open_place(url, note, create=True)
     there = _manifest_at(place)
     if there is not None:
         _check_same(there, manifest, place.url)
@@ -100,7 +100,7 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     `folder` is written. NetworkError when the other side does not deliver, CorruptError when what it has is damaged or
     impossible, DiskError before the first shard when the disk is too small, RefusedError when something else is there.
     """
-    place = open_place(url)
+    place = open_place(url, note)
     whole = _needed_manifest(place)
     wanted = _first_parts(whole, parts, place.url)
     _check_possible(wanted, place.url)

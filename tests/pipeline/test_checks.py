@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from harness import TINY
+from local_hub import LocalHub
 
 from pipeline.cli import main
 
@@ -83,3 +86,25 @@ def arrow_like(name: str, rows: dict[str, list[object]]) -> bytes:
     from tables import arrow, parquet
 
     return parquet(pa.table(rows)) if name.endswith(".parquet") else arrow(pa.table(rows))
+
+
+def test_a_column_that_a_file_of_the_hub_lacks_is_refused_before_any_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {}
+    for name, column in (("a", "text"), ("b", "text"), ("c", "body")):
+        pq.write_table(pa.table({column: ["some text"] * 5000, "score": [1.0] * 5000}), tmp_path / "a.parquet")
+        files[f"{name}.parquet"] = (tmp_path / "a.parquet").read_bytes()
+    toml, home = tmp_path / "r.toml", tmp_path / "home"
+    toml.write_text('[corpus]\nkind = "hub"\nrepo = "org/web"\nfiles = ["*.parquet"]\n[tokens]\nworkers = 1\n')
+    with LocalHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.commit("org/web", files)
+        for settings, says in (
+            ([], "c.parquet: no column 'text'"),
+            (['corpus.filters=lang == "en"'], "no column 'lang'"),
+        ):
+            words = [word for each in settings for word in ("--set", each)]
+            result = CliRunner().invoke(main, ["prepare", str(toml), *words, "--home", str(home)])
+            assert result.exit_code == 2 and says in result.stderr, result.output
+            assert not [*home.rglob("*.parquet"), *home.rglob("*.part"), *home.rglob("*.bin")]

@@ -149,6 +149,25 @@ def test_a_mixture_may_be_given_folder_by_folder(home: Home, tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "shares", "odd"),
+    [
+        (0.7, 0.3, ["70 %", "30 %"], None),
+        (0.7, 0.2, ["77.8 %", "22.2 %"], "add up to 0.9, not to 1"),
+        (3, 1, ["75 %", "25 %"], None),
+    ],
+)
+def test_the_shares_of_a_mixture_are_said(
+    home: Home, left: float, right: float, shares: list[str], odd: str | None
+) -> None:
+    said = run("prepare", home.recipe, "--set", f"tokens.mix={{{home.left}={left},{home.right}={right}}}", home=home)
+    assert said.exit_code == 0, said.stderr
+    assert [
+        line.split("  ")[-1].split(" of the mix")[0] for line in said.stderr.splitlines() if "of the mix" in line
+    ] == shares
+    assert (odd is None) == ("add up to" not in said.stderr) and (odd or "") in said.stderr
+
+
 def mixed(home: Home, other: str, weight: float = 0.3) -> Result:
     return run("train", home.recipe, "--set", f'tokens.mix={{ {home.left} = 0.7, "{other}" = {weight} }}', home=home)
 

@@ -1,6 +1,8 @@
 """What it will take is said before it begins, from footers alone, and refused there when there is no room."""
 
+import gzip
 import json
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from local_hub import LocalHub
 
 from pipeline.cli import main
+from prepare import estimate, rows
 from shards import Manifest
 from train import rehearsal
 
@@ -72,6 +75,55 @@ def test_only_what_max_tokens_needs(hub: LocalHub, recipe: list[str]) -> None:
     files = found["files"]
     assert isinstance(files, int) and 1 < files < 6
     assert found["download"] == sum(map(len, list(next(iter(hub.repos["org/web"].values())).values())[:files]))
+
+
+def test_the_time_of_the_download_is_measured(hub: LocalHub, recipe: list[str]) -> None:
+    result = CliRunner().invoke(main, ["plan", *recipe])
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("download")]
+    assert re.fullmatch(r"download  [\d.]+ MB, 0 s; [\d,.]+ MB/s, measured now", line)
+    quick = plan(recipe)["download_rate"]
+    hub.slow = 0.05  # before each 64 KiB
+    slow = plan(recipe)["download_rate"]
+    assert isinstance(quick, float) and isinstance(slow, float) and slow < 64 * 1024 / 0.05 < quick
+    assert CliRunner().invoke(main, ["fetch", *recipe]).exit_code == 0
+    assert plan(recipe)["download_rate"] is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.txt"])
+def test_files_that_are_not_parquet_are_sampled_too(
+    hub: LocalHub, recipe: list[str], texts: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(estimate, "SAMPLE_FILE_BYTES", 200_000)  # the end of what is read is in the middle of a row
+    plain = {
+        "jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts),
+        "csv": "text\n" + "".join('"' + text.replace('"', '""') + '"\n' for text in texts if text.strip()),
+        "txt": "\n\n".join(texts),
+    }[name.split(".")[1]].encode()
+    hub.commit("org/web", {f"sample/{name}": gzip.compress(plain) if name.endswith(".gz") else plain})
+    found = plan(recipe, "--set", f"corpus.files=sample/{name}")
+    assert isinstance(found["rate"], float) and found["rate"] > 10_000
+
+
+@pytest.mark.parametrize("vocabulary", [(), ("tokens.tokenizer=bpe", "tokens.vocab_size=600")])
+def test_the_sample_says_how_many_tokens(
+    corpus_file: Path, tmp_path: Path, recipe: list[str], vocabulary: tuple[str, ...]
+) -> None:
+    """The texts have more tokens than English has, and a small vocabulary makes yet more of them."""
+    settings = [word for each in ("corpus.kind=files", "corpus.repo=", *vocabulary) for word in ("--set", each)]
+    settings += ["--set", f"corpus.files={corpus_file}"]
+    found = plan(recipe, *settings)
+    assert CliRunner().invoke(main, ["prepare", *recipe, *settings]).exit_code == 0
+    manifest = Manifest.read(Path(str(found["folder"])))
+    tokens = manifest.tokens("train") + manifest.tokens("val")
+    assert found["tokens"] == pytest.approx(tokens, rel=0.1)
+    assert isinstance(found["vocabulary_seconds"], float) and (found["vocabulary_seconds"] > 0) == bool(vocabulary)
+
+
+def test_a_vocabulary_that_the_sample_is_too_small_for(corpus_file: Path, recipe: list[str]) -> None:
+    settings = ("corpus.kind=files", "corpus.repo=", f"corpus.files={corpus_file}", "tokens.tokenizer=bpe")
+    words = [word for each in (*settings, "tokens.vocab_size=1000000") for word in ("--set", each)]
+    assert plan(recipe, *words)["vocabulary_seconds"] == 0
 
 
 def test_dry_run_is_the_plan(hub: LocalHub, recipe: list[str], tmp_path: Path) -> None:

@@ -237,6 +237,21 @@ def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_fol
     assert [path.name for path in (home / "tokens").iterdir()] == ["linked"]
 
 
+def test_a_linked_token_folder_is_trained_on_and_judged(tiny_toml: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """The folder lies on another disk, say, and only a link to it is under the home."""
+    home = ["--home", str(tmp_path / "home")]
+    (tmp_path / "home" / "tokens").mkdir(parents=True)
+    (tmp_path / "home" / "tokens" / tiny_folder.name).symlink_to(tiny_folder)
+    before = {path.name: path.stat().st_mtime_ns for path in tiny_folder.iterdir()}
+    named = ["--set", f"tokens.folder={tiny_folder.name}", "--set", "train.steps=2"]
+    for words in (["prepare", str(tiny_toml), *named], ["train", str(tiny_toml), *named], ["evaluate", "tiny"]):
+        result = CliRunner().invoke(main, [*words, *home])
+        assert result.exit_code == 0, result.output
+    listed = json.loads(CliRunner().invoke(main, ["shards", "ls", "--json", *home]).stdout)
+    assert [(each["folder"], each["runs"]) for each in listed] == [(tiny_folder.name, ["tiny"])]
+    assert {path.name: path.stat().st_mtime_ns for path in tiny_folder.iterdir()} == before
+
+
 def test_what_a_killed_gc_left_is_no_token_folder(
     prepared: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

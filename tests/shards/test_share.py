@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,15 +32,10 @@ HUB = "hf://datasets/org/tokens"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
     with LocalHub() as local:
         monkeypatch.setenv("HF_ENDPOINT", local.url)
         monkeypatch.setenv("HF_TOKEN", "hf_canary")
         monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield local
 
 
@@ -100,6 +96,30 @@ def test_a_folder_in_a_dataset_at_a_commit(hub: LocalHub, tiny_folder: Path, sma
     push(tiny_folder, f"{HUB}/gpt2/small", print)
     assert len(pull(f"hf://org/tokens@{commit}/gpt2/small", tmp_path / "then", print).parts) == 1
     assert len(pull(f"{HUB}@main/gpt2/small/", tmp_path / "now", print).parts) > 1
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(
+    hub: LocalHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "COMMIT_SECONDS", 0.2)
+    monkeypatch.setattr(places, "NOTE_SECONDS", 0.1)
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(NetworkError, match=rf"{HUB}: .*timed out \(5 times\)"):
+            push(tiny_folder, HUB, said.append)
+    assert [line.rpartition("; ")[2] for line in said] == [f"asking again, {i} of 5" for i in range(2, 6)]
+
+
+def test_a_push_says_how_far_it_is(hub: LocalHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "NOTE_SECONDS", 0.0)
+    said: list[str] = []
+    push(tiny_folder, HUB, said.append)
+    lines = [line for line in said if line.startswith("sending: ")]
+    sent = [float(line.split()[1]) for line in lines]
+    whole = sum(path.stat().st_size for path in tiny_folder.iterdir() if path.suffix in (".bin", ".npy"))
+    assert sent == sorted(sent) and sent[-1] > 0.9 * whole / 1e6
+    assert all(f" of {whole / 1e6:,.1f} MB, " in line for line in lines)
 
 
 def test_a_new_dataset_is_private(hub: LocalHub, tiny_folder: Path) -> None:

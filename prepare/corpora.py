@@ -145,12 +145,13 @@ def fetch(
         "kind": config.kind,
         "repo": config.repo,
         "revision": config.revision,
-        "files": " ".join(config.files),
-        "val_files": " ".join(config.val_files),
+        "files": _joined(config.files),
+        "val_files": _joined(config.val_files),
     }
     lock_path = raw / "lock.json"
     lock = _read_lock(lock_path) if lock_path.exists() and not force else None
-    if lock is not None and lock.asked != asked:
+    earlier = asked | {"files": " ".join(config.files), "val_files": " ".join(config.val_files)}
+    if lock is not None and lock.asked not in (asked, earlier):
         differing = ", ".join(key for key in asked if lock.asked.get(key) != asked[key])
         raise RefusedError(
             f"{lock_path}: corpus {config.name} is pinned with another {differing}",
@@ -180,6 +181,11 @@ def fetch(
                 "millpond fetch CONFIG --force",
             )
     return Corpus(lock.record, lock.sources, paths, states)
+
+
+def _joined(patterns: tuple[str, ...]) -> str:
+    """The patterns as the lock has them: with spaces between, or as JSON where one has a space of its own."""
+    return msgspec.json.encode(patterns).decode() if any(" " in each for each in patterns) else " ".join(patterns)
 
 
 def _read_lock(path: Path) -> _Lock:

@@ -61,9 +61,11 @@ def bytes_per_token(name: str) -> float:
 def unknown(where: str, name: str) -> ConfigError:
     """The error for a file that can be read neither as text nor as tokens."""
     plain = [suffix for suffix, each in FORMATS.items() if each.compressible]
+    in_capitals = "rename it, with its suffix in lower case" if kind_of(name.lower()) else ""
+    hint = in_capitals or _HINTS.get(Path(name).suffix.lower(), "choose others with corpus.files, or convert it")
     return ConfigError(
         f"{where}{name}: unknown kind of file",
         f"text is read from {', '.join(FORMATS)} ({', '.join(plain)} also with {', '.join(COMPRESSED)}), tokens from "
         f"{', '.join(TOKEN_SUFFIXES)}",
-        _HINTS.get(Path(name).suffix.lower(), "choose others with corpus.files, or convert it"),
+        hint,
     )

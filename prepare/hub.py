@@ -45,7 +45,7 @@ def listing(repo: str, revision: str, folders: Iterable[str]) -> Repository:
         )
     bound_waiting(timeout_seconds())
     api = HfApi(endpoint=endpoint(), token=token() or False)
-    info = _asked(repo, revision, lambda: api.dataset_info(repo, revision=revision))
+    info = _asked(repo, revision, lambda: api.dataset_info(repo, revision=revision, timeout=timeout_seconds()))
     licence = info.card_data.get("license") if info.card_data else None
     files: dict[str, SourceRecord] = {}
     for folder in sorted(folders):

@@ -294,13 +294,16 @@ def test_a_stream_of_arrow_that_was_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.html", "a.HTM", "a.pdf", "a.docx", "a.zip", "a.tar.gz", "a.ndjson", "a.parquet.gz", "a"]
+    "name",
+    ["a.html", "a.HTM", "a.pdf", "a.docx", "a.zip", "a.tar.gz", "a.ndjson", "a.TXT", "a.Jsonl.GZ", "a.parquet.gz", "a"],
 )
 def test_what_is_no_text_has_a_hint(name: str) -> None:
     assert not kind_of(name)
     error = unknown("", name)
     assert f"{name}: unknown kind of file" in str(error) and error.fix
-    if name in ("a.html", "a.pdf", "a.zip", "a.ndjson"):
+    if name in ("a.TXT", "a.Jsonl.GZ"):
+        assert "lower case" in error.fix
+    if name in ("a.html", "a.pdf", "a.zip", "a.ndjson", "a.TXT"):
         assert "corpus.files" not in error.fix
 
 

@@ -1,6 +1,7 @@
 """What is said when the Hub's listing, or what asks for it, is not what it must be; and names that cannot be kept."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 from local_hub import LocalHub, _Handler
 
 from prepare import corpora
+from prepare import hub as hub_requests
 from prepare.config import CorpusConfig
-from shards import ConfigError, MillpondError, NetworkError
+from shards import ConfigError, MillpondError, NetworkError, RefusedError
+from shards.hub_access import endpoint
 
 
 @pytest.fixture
@@ -108,3 +111,47 @@ def test_the_home_of_a_user_that_is_not_there() -> None:
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     assert local(f"{tmp_path}/pipe.txt").what == f"corpus.files: {tmp_path}/pipe.txt is no regular file"
+
+
+def test_terms_that_are_not_accepted(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
+    monkeypatch.setattr(_Handler, "serve_api", lambda self, *_: self.reply(403, {}, {"X-Error-Message": "It is gated"}))
+    with pytest.raises(
+        NetworkError, match=rf"It is gated\n.*terms.*\n.*accept the terms at {hub.url}/datasets/me/set,"
+    ):
+        pin(tmp_path)
+
+
+def test_patterns_with_spaces_are_told_apart(hub: LocalHub, tmp_path: Path) -> None:
+    hub.commit("me/set", {f"{name}.txt": b"a text\n" * 9 for name in ("a", "b", "a b")})
+    lock = tmp_path / "raw" / "lock.json"
+    assert pin(tmp_path, "a b.txt") == ["a b.txt"]
+    both = CorpusConfig(kind="hub", repo="me/set", files=("a", "b.txt"))
+    with pytest.raises(RefusedError, match="pinned with another files"):
+        corpora.fetch(both, tmp_path / "raw")
+    text = lock.read_text()
+    lock.write_text(text.replace(r'"[\"a b.txt\"]"', '"a b.txt"'))  # as earlier versions spelled it
+    assert lock.read_text() != text
+    assert pin(tmp_path, "a b.txt") == ["a b.txt"]
+
+
+def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(NetworkError, match=r"cannot list me/set: .*timed out"):
+            pin(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["hf-mirror.com", "localhost:8080", "http://", "//hf-mirror.com/", "file:///tmp"])
+def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", given)
+    with pytest.raises(ConfigError, match=f"^HF_ENDPOINT is '{given}', which is no address of a server"):
+        pin(tmp_path)
+
+
+def test_an_empty_endpoint_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", " ")
+    assert endpoint() == "https://huggingface.co"

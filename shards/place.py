@@ -193,9 +193,8 @@ class HubPlace(Place):
         bound_waiting(COMMIT_SECONDS if create else timeout_seconds())
         if create:
             self._asked("", lambda: self._api.create_repo(self.repo, repo_type="dataset", private=True, exist_ok=True))
-        commit = self._asked(
-            "", lambda: self._api.dataset_info(self.repo, revision=self.revision, timeout=timeout_seconds()).sha
-        )
+        seconds = timeout_seconds()
+        info = self._asked("", lambda: self._api.dataset_info(self.repo, revision=self.revision, timeout=seconds))
         self.fs = HfFileSystem(**access, skip_instance_cache=True)
         self.root = f"datasets/{self.repo}@{info.sha}/{self._prefix}".rstrip("/")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import checks, mixture
-from pipeline.stages import Pipeline, cores, holds
+from pipeline.stages import Pipeline, cores
 from pipeline.terminal import thousands
-from pipeline.tokens import TokenRecipe
+from pipeline.tokens import TokenRecipe, engine_of, holds
 from prepare import estimate, vocabulary
 from shards.manifest import Manifest
 
@@ -86,7 +86,11 @@ def plan(pipeline: Pipeline) -> Plan:
     scale = estimate.measured_scale(tokenizer, texts)
     expected = wanted.expect(folder, parts, footers=True, scale=scale)
     workers = recipe.tokens.workers or cores()
-    rate = workers * estimate.rate_of(tokenizer, texts, pipeline.engine()) if texts else None
+    rate = (
+        workers * estimate.rate_of(tokenizer, texts, engine_of(recipe.tokens, pipeline.terminal.note))
+        if texts
+        else None
+    )
     return Plan(
         config=pipeline.config,
         folder=str(folder),

@@ -31,7 +31,6 @@ from train.schedule import misfit
 from train.world import World, joined
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
-    from prepare.encode import EngineName
     from prepare.sources import Corpus
 
 
@@ -96,7 +95,7 @@ class Pipeline:
 
     def tokenize(self, corpus: "Corpus", *, force: bool = False, run: RunPaths | None = None) -> Path:
         """The corpus's token folder, holding at least `max_tokens`. RefusedError when `run` was started on another."""
-        from pipeline.tokens import TokenRecipe
+        from pipeline.tokens import TokenRecipe, engine_of, holds
         from prepare import estimate
         from prepare.build import tokenize
 
@@ -127,7 +126,7 @@ class Pipeline:
             estimate.require_space(expected, self.layout.home)
             try:
                 manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
-                job = wanted.job(folder, manifest, self.engine())
+                job = wanted.job(folder, manifest, engine_of(tokens, self.terminal.note))
                 with self.terminal.tokens(expected.tokens) as advance:
                     workers, on_ray = tokens.workers or cores(), tokens.engine == "ray"
                     manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, on_ray=on_ray)
@@ -328,15 +327,6 @@ class Pipeline:
             job = runs.job(self.layout, run, begun.recipe, begun.pinned)
             Trainer(job, self.terminal.training, world).run(until)
 
-    def engine(self) -> "EngineName":
-        """What encodes on this machine: tiktoken where the fast engine is not installed, and that is said."""
-        from prepare.encode import has_fastokens
-
-        if self.recipe.tokens.engine != "tiktoken" and not has_fastokens():
-            self.terminal.note("fastokens is not installed here: tiktoken does it, the same ids about ten times slower")
-            return "tiktoken"
-        return "tiktoken" if self.recipe.tokens.engine == "tiktoken" else "fastokens"
-
     @contextmanager
     def _locked(self, target: str, receipt_path: Path, *, wait: bool = True) -> Iterator[None]:
         """One process at a time works on `target` and its receipt, and begins by sweeping what a killed one left of it.
@@ -363,11 +353,6 @@ class Pipeline:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def holds(manifest: Manifest, max_tokens: int) -> bool:
-    """Whether the folder has as many tokens as are asked for, or all that there are."""
-    return manifest.complete or 0 < max_tokens <= sum(map(manifest.counted, manifest.parts))
 
 
 def _forget_unbegun(folder: Path) -> None:

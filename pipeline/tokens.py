@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import assert_never
 
 from msgspec import UNSET
 
@@ -11,8 +12,9 @@ from pipeline.config import Recipe
 from pipeline.layout import Layout
 from prepare import estimate, parts, rows, screen, vocabulary
 from prepare.builder import Job
+from prepare.config import TokensConfig
 from prepare.download import Note, Remote
-from prepare.encode import EngineName
+from prepare.encode import EngineName, has_fastokens
 from prepare.remote_file import RemoteFile
 from prepare.sources import Corpus
 from shards.atomic import make_folder, publish_bytes
@@ -168,3 +170,22 @@ class TokenRecipe:
         note(f"training a byte-pair vocabulary of {self.tokens.vocab_size:,}")
         texts = parts.read_all(self.corpus, self.tokens.part_tokens, self.filters)
         return vocabulary.train_bpe(texts, self.tokens.vocab_size)
+
+
+def engine_of(tokens: TokensConfig, note: Note) -> EngineName:
+    """What encodes on this machine: tiktoken where the fast engine is not installed, and that is said."""
+    match tokens.engine:
+        case "tiktoken":
+            return "tiktoken"
+        case "fastokens" | "ray":
+            if has_fastokens():
+                return "fastokens"
+            note("fastokens is not installed here: tiktoken gives the same ids, about ten times slower")
+            return "tiktoken"
+        case _:
+            assert_never(tokens.engine)
+
+
+def holds(manifest: Manifest, max_tokens: int) -> bool:
+    """Whether the folder has as many tokens as are asked for, or all that there are."""
+    return manifest.complete or 0 < max_tokens <= sum(map(manifest.counted, manifest.parts))

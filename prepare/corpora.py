@@ -8,6 +8,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import assert_never
 
 import msgspec
 
@@ -160,11 +161,16 @@ def fetch(
         )
     if lock is None:
         make_folder(raw)
-        if config.kind == "hub":
-            lock = _pin_hub(config, asked)
-        else:
-            note("collecting the documentation of the installed packages")
-            lock = _pin_python_docs(config, asked, raw)
+        match config.kind:
+            case "hub":
+                lock = _pin_hub(config, asked)
+            case "python-docs":
+                note("collecting the documentation of the installed packages")
+                lock = _pin_python_docs(config, asked, raw)
+            case "":
+                raise AssertionError("resolve has seen to it")
+            case _:
+                assert_never(config.kind)
         _publish_lock(lock_path, lock)
     if config.kind == "hub":
         # pinned are files, not what they are called and which column is read

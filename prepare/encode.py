@@ -6,7 +6,7 @@ encoded by both for as long as millpond exists, and a single different id stops 
 
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,14 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, folder: Path, engine: EngineName) -> None:
         self._oracle = TiktokenEngine(tokenizer)
-        self.engine: Engine = self._oracle if engine == "tiktoken" else FastokensEngine(folder)
+        self.engine: Engine
+        match engine:
+            case "tiktoken":
+                self.engine = self._oracle
+            case "fastokens":
+                self.engine = FastokensEngine(folder)
+            case _:
+                assert_never(engine)
         self._seen_any = False
 
     def encode(self, texts: list[str], hashes: NDArray[np.uint64], place: str) -> Encoded:

@@ -7,7 +7,7 @@ run plans the same parts.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -199,17 +199,21 @@ def ranges_of(path: Path, text_column: str, part_tokens: int, scale: int = ENGLI
     bytes_a_token = BYTES_PER_TOKEN * scale / ENGLISH
     part_bytes = int(part_tokens * bytes_a_token)
     size = path.stat().st_size
-    if cut_of(path.name) == "row groups":
-        return _row_groups(path, text_column, part_bytes, bytes_a_token)
-    if cut_of(path.name) == "bytes" and size:
-        cuts = [(at, min(at + part_bytes, size)) for at in range(0, size, part_bytes)]
-        return [(first, last, int((last - first) / bytes_a_token)) for first, last in cuts]
     if path.name.endswith(TOKEN_SUFFIXES):
         tokens = size // token_bytes(path)
         step = part_tokens if size > MAX_FILE_BYTES else tokens  # what fits one shard stays one
         cuts = [(at, at + step) for at in range(0, tokens, max(1, step))] or [(0, 0)]
         return [(first, last, last - first) for first, last in cuts]
-    return [(0, size, int(size / bytes_a_token))]  # a stream or a single document cannot be cut
+    match cut := cut_of(path.name):
+        case "row groups":
+            return _row_groups(path, text_column, part_bytes, bytes_a_token)
+        case "bytes" if size:
+            cuts = [(at, min(at + part_bytes, size)) for at in range(0, size, part_bytes)]
+            return [(first, last, int((last - first) / bytes_a_token)) for first, last in cuts]
+        case "bytes" | "never":  # a stream or a single document cannot be cut
+            return [(0, size, int(size / bytes_a_token))]
+        case _:
+            assert_never(cut)
 
 
 def text_bytes(row_group: Any, text_column: str) -> int:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, assert_never
 
 import numpy as np
 import xxhash
@@ -153,14 +153,17 @@ def export(folder: TokenFolder, split: Split, form: Format, to: Path) -> list[Pa
         for shard in shards:
             shard.check_tokens()
             data.write(shard.tokens.data)
-        if form == "megatron":
-            with AtomicFile(paths[1]) as index:
-                for piece in _megatron_index(shards, dtype):
-                    index.write(piece)
+        match form:
+            case "megatron":
+                with AtomicFile(paths[1]) as index:
+                    for piece in _megatron_index(shards, dtype):
+                        index.write(piece)
+                    data.publish()
+                    index.publish()
+            case "nanogpt" | "npy":
                 data.publish()
-                index.publish()
-        else:
-            data.publish()
+            case _:
+                assert_never(form)
     return paths
 
 

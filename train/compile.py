@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -16,7 +16,15 @@ logger = logging.getLogger(__name__)
 
 def wants_compile(config: TrainConfig, device: torch.device) -> bool:
     """Whether `train.compile` means yes on this device."""
-    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    match config.compile:
+        case "on":
+            return True
+        case "off":
+            return False
+        case "auto":
+            return device.type == "cuda"
+        case _:
+            assert_never(config.compile)
 
 
 def compile_model(model: Model) -> None:

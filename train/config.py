@@ -1,6 +1,6 @@
 """The [model], [optim] and [train] tables of a recipe. Defaults live here and nowhere else."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 import msgspec
 from msgspec import Meta
@@ -40,21 +40,32 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     residual: Annotated[Literal["fp32", "bf16"], Meta(extra={"neutral": "fp32"})] = "fp32"  # bf16: where autocast is
 
     @property
+    def is_gpt2(self) -> bool:
+        """Whether the model has GPT-2's form, and not Qwen3's."""
+        match self.family:
+            case "gpt2":
+                return True
+            case "modern":
+                return False
+            case _:
+                assert_never(self.family)
+
+    @property
     def is_tied(self) -> bool:
         """Whether the head is the embedding table."""
-        return self.family == "gpt2" if self.tied is None else self.tied
+        return self.is_gpt2 if self.tied is None else self.tied
 
     @property
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have a bias."""
-        return self.family == "gpt2" if self.qkv_bias is None else self.qkv_bias
+        return self.is_gpt2 if self.qkv_bias is None else self.qkv_bias
 
     @property
     def ff_width(self) -> int:
         """The width of the feed-forward layers."""
         if self.d_ff:
             return self.d_ff
-        return 4 * self.d_model if self.family == "gpt2" else -(-8 * self.d_model // (3 * 64)) * 64
+        return 4 * self.d_model if self.is_gpt2 else -(-8 * self.d_model // (3 * 64)) * 64
 
 
 class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from contextlib import AbstractContextManager
+from typing import assert_never
 
 import psutil
 import torch
@@ -79,13 +80,22 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     """
     cuda = device.type == "cuda"
     bf16 = device.type == "cpu" or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
-    if (config.precision == "bf16" and not bf16) or (config.precision == "fp16" and not cuda):
+    match config.precision:
+        case "auto":
+            return torch.float32 if not cuda else torch.bfloat16 if bf16 else torch.float16
+        case "fp32":
+            return torch.float32
+        case "bf16":
+            wanted, can = torch.bfloat16, bf16
+        case "fp16":
+            wanted, can = torch.float16, cuda
+        case _:
+            assert_never(config.precision)
+    if not can:
         raise HostError(
             f"{device_name(device)} does not compute in {config.precision}", "", "--set train.precision=fp32"
         )
-    if config.precision == "auto":
-        return torch.float32 if not cuda else torch.bfloat16 if bf16 else torch.float16
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
+    return wanted
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

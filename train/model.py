@@ -8,6 +8,7 @@ Shapes: B sequences, T tokens, D d_model, H heads, K = D / H, F ff_width, V voca
 
 import math
 from collections.abc import Callable
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class RMSNorm(nn.RMSNorm):
 
 def norm(config: ModelConfig, width: int) -> nn.Module:
     """The family's normalisation over the last dimension."""
-    return nn.LayerNorm(width, eps=1e-5) if config.family == "gpt2" else RMSNorm(width, eps=1e-6)
+    return nn.LayerNorm(width, eps=1e-5) if config.is_gpt2 else RMSNorm(width, eps=1e-6)
 
 
 def _autocasts_to_bf16(x: Tensor) -> bool:
@@ -44,7 +45,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        gpt2 = config.family == "gpt2"
+        gpt2 = config.is_gpt2
         self.n_head, self.dropout = config.n_head, config.dropout
         self.q = nn.Linear(config.d_model, config.d_model, bias=config.has_qkv_bias)
         self.k = nn.Linear(config.d_model, config.d_model, bias=config.has_qkv_bias)
@@ -87,7 +88,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        gpt2 = config.family == "gpt2"
+        gpt2 = config.is_gpt2
         self.gate = None if gpt2 else nn.Linear(config.d_model, config.ff_width, bias=False)
         self.up = nn.Linear(config.d_model, config.ff_width, bias=gpt2)
         self.down = nn.Linear(config.ff_width, config.d_model, bias=gpt2)
@@ -130,18 +131,24 @@ class Model(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.embed = nn.Embedding(padded, config.d_model)
-        self.positions = nn.Embedding(config.seq_len, config.d_model) if config.family == "gpt2" else None
+        self.positions = nn.Embedding(config.seq_len, config.d_model) if config.is_gpt2 else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = norm(config, config.d_model)
         self.head = None if config.is_tied else nn.Linear(config.d_model, padded, bias=False)
-        if config.family == "modern":
+        if not config.is_gpt2:
             width = config.d_model // config.n_head
             rates = config.rope_theta ** (-torch.arange(0, width, 2).float() / width)
             angles = torch.arange(config.seq_len).float()[:, None] * rates  # (T, K / 2)
             self.register_buffer("rope_cos", angles.cos(), persistent=False)
             self.register_buffer("rope_sin", angles.sin(), persistent=False)
-        (self._initialise if config.init == "family" else self._initialise_as_torch)(generator)
+        match config.init:
+            case "family":
+                self._initialise(generator)
+            case "torch":
+                self._initialise_as_torch(generator)
+            case _:
+                assert_never(config.init)
 
     def hidden(self, ids: Tensor, seen: Tensor | None = None) -> Tensor:
         """(B, T) int64 -> (B, T, D): what the head reads. `seen` is what documents.attended made, or None."""
@@ -153,8 +160,13 @@ class Model(nn.Module):
             rope = self.rope_cos[:T, None].type_as(x), self.rope_sin[:T, None].type_as(x)
         else:
             x = x + self.positions.weight[:T]
-        if self.config.residual == "bf16" and _autocasts_to_bf16(x):  # fp16 has not the range for it
-            x = x.to(torch.bfloat16)
+        match self.config.residual:
+            case "fp32":
+                pass
+            case "bf16":
+                x = x.to(torch.bfloat16) if _autocasts_to_bf16(x) else x  # fp16 has not the range for it
+            case _:
+                assert_never(self.config.residual)
         x = self.dropout(x)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -196,7 +208,7 @@ class Model(nn.Module):
         nothing at first. Every model begins within 0.1 of a guess's loss: a modern head is zero, GPT-2's has at most
         0.3 / sqrt(D) (0.02 would begin 0.15 above at D = 768), and a modern model whose head is its embedding has
         at most 6 / D, or it would begin by predicting the token it sees."""
-        gpt2 = self.config.family == "gpt2"
+        gpt2 = self.config.is_gpt2
         table = min(0.02, 0.3 / math.sqrt(self.config.d_model) if gpt2 else 6 / self.config.d_model)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

@@ -1,6 +1,6 @@
 """Which parameter is learned by which optimizer, at which rate, and whether it decays."""
 
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ class Optimizers:
 
     def __init__(self, model: Model, config: OptimConfig) -> None:
         self.config = config
-        muon = config.name == "muon"
-        everywhere = config.weight_decay if config.decay == "all" else 0.0
+        muon = _has_muon(config)
+        everywhere = _decay_everywhere(config)
         matrices, embeddings, head, rest = _groups(model)
         adamw: list[dict[str, Any]] = [
             {"params": embeddings, "lr": config.embed_lr if muon else config.lr, "weight_decay": everywhere},
@@ -108,3 +108,24 @@ def _groups(model: Model) -> tuple[list[nn.Parameter], list[nn.Parameter], list[
         else:
             rest.append(parameter)
     return matrices, embeddings, head, rest
+
+
+def _has_muon(config: OptimConfig) -> bool:
+    match config.name:
+        case "muon":
+            return True
+        case "adamw":
+            return False
+        case _:
+            assert_never(config.name)
+
+
+def _decay_everywhere(config: OptimConfig) -> float:
+    """The weight decay of what is no matrix."""
+    match config.decay:
+        case "matrices":
+            return 0.0
+        case "all":
+            return config.weight_decay
+        case _:
+            assert_never(config.decay)

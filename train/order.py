@@ -7,7 +7,7 @@ them (Luby and Rackoff 1988), walked until it lands in range (Black and Rogaway 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +81,13 @@ class WindowOrder:
         found = self._chunks.get((epoch, number))
         if found is None:
             found = np.arange(number * CHUNK, min((number + 1) * CHUNK, self.windows))
-            if self.name == "shuffled":
-                found = Permutation(self.windows, self.seed, epoch)(found)
+            match self.name:
+                case "shuffled":
+                    found = Permutation(self.windows, self.seed, epoch)(found)
+                case "sequential":
+                    pass
+                case _:
+                    assert_never(self.name)
             found.flags.writeable = False
             newest = list(self._chunks.items())[-1:]  # two are kept: reading ahead looks into the one that comes next
             self._chunks = dict([*newest, ((epoch, number), found)])

@@ -122,7 +122,7 @@ def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
 
 
 def _refuse_odd_heads(model: ModelConfig) -> None:
-    of = model.n_head * (2 if model.family == "modern" else 1)  # rotary positions turn pairs
+    of = model.n_head * (1 if model.is_gpt2 else 2)  # rotary positions turn pairs
     if model.d_model % of:
         kind = "an even" if of > model.n_head else "a whole"
         raise ConfigError(

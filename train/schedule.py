@@ -26,17 +26,25 @@ def lr_factor(config: OptimConfig, step: int, steps: int) -> float:
 def fitted(config: OptimConfig, steps: int) -> tuple[int, float]:
     """The steps of warm-up and of decay in a run of `steps`: half of it and the rest where they do not fit."""
     warmup = config.warmup_steps if config.warmup_steps < steps - 1 else steps // 2
-    decay = steps - 1.0 if config.schedule in ("cosine", "constant") else config.decay_fraction * steps
-    return warmup, min(decay, steps - 1 - warmup)
+    return warmup, min(_decay_asked(config, steps), steps - 1 - warmup)
+
+
+def _decay_asked(config: OptimConfig, steps: int) -> float:
+    """The steps of decay that are asked for; infinite where it is all that warm-up leaves."""
+    match config.schedule:
+        case "cosine" | "constant":
+            return math.inf
+        case "linear" | "wsd":
+            return config.decay_fraction * steps
+        case _:
+            assert_never(config.schedule)
 
 
 def misfit(config: OptimConfig, steps: int) -> str:
     """What a run of `steps` makes shorter of the schedule that was asked for; "" when it fits."""
-    warmup, decay = fitted(config, steps)
-    if config.schedule_rule == 1 or (
-        warmup == config.warmup_steps
-        and (config.schedule in ("cosine", "constant") or decay >= min(config.decay_fraction * steps, steps - 1))
-    ):
+    (warmup, decay), asked = fitted(config, steps), _decay_asked(config, steps)
+    fits = warmup == config.warmup_steps and (math.isinf(asked) or decay >= min(asked, steps - 1))
+    if fits or config.schedule_rule == 1:
         return ""
     return (
         f"optim.warmup_steps={config.warmup_steps} and the decay of {config.schedule} do not fit into {steps:,} steps: "
@@ -63,10 +71,13 @@ def _first_rule(config: OptimConfig, step: int, steps: int) -> float:
     """As runs that were begun before `schedule_rule` go on: `final_lr` would come one step after the last."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
-    if config.schedule == "cosine":
-        progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    else:
-        progress = 1 - min(1.0, (steps - step) / max(1.0, config.decay_fraction * steps))
+    match config.schedule:
+        case "cosine":
+            progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        case "linear" | "wsd" | "constant":
+            progress = 1 - min(1.0, (steps - step) / max(1.0, config.decay_fraction * steps))
+        case _:
+            assert_never(config.schedule)
     return config.final_lr + (1 - config.final_lr) * _left(config, progress)
 
 

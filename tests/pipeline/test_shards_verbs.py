@@ -93,9 +93,10 @@ def test_train_uses_a_pulled_folder_as_it_is(
     run(prepared, "push", tiny_folder.name, tmp_path / "shelf")
     home = tmp_path / "other"
     run(home, "pull", tmp_path / "shelf", "--parts", 2)
-    asked = ["train", str(tiny_toml), "--home", str(home), "--set", f"tokens.folder={tiny_folder.name}"]
-    asked += ["--set", "train.steps=2", "--set", "corpus.files=nowhere/*.txt"]  # no corpus is needed for it
-    result = CliRunner().invoke(main, asked)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tiny_toml.read_text().replace("[corpus]", '[corpus]\nval_files = ["nowhere/*.txt"]'))
+    asked = ["train", str(recipe), "--home", str(home), "--set", f"tokens.folder={tiny_folder.name}"]
+    result = CliRunner().invoke(main, [*asked, "--set", "train.steps=2"])  # no corpus is needed for it
     assert result.exit_code == 0, result.output
     assert not (home / "raw").exists()
     assert run(home, "gc", "--yes").stdout.strip() == "every token folder is used by a run"

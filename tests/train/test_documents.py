@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shards import TokenFolder
-from train import documents as documents_
-from train.compile import compile_model
 from train.config import ModelConfig, OptimConfig
-from train.documents import attend, attended, ends_of, of_rows
+from train.data import documents as documents_
+from train.data.batch import Batch
+from train.data.documents import ends_of, of_rows
+from train.data.windows import FolderWindows
 from train.evaluate import evaluate
-from train.loader import Batch
-from train.model import Model
-from train.optim import Optimizers
+from train.machine.compile import compile_model
+from train.model.attention import attend, attended
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.step import Stepper
-from train.windows import FolderWindows
 
 VOCAB, T = 100, 24
 STARTS = [5, 6, 20, T + 11, 2 * T + 1, 2 * T + 23]  # in a batch of four, whose last row is one document

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "train": {"shards", "train"},
     "pipeline": {"shards", "prepare", "train", "pipeline"},
 }
+MAIN = "from pipeline.cli.main import main"
 GROUND_FLOOR = {"numpy", "msgspec", "xxhash"}
 
 

@@ -176,7 +176,7 @@ class Model(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """(B, T) int64 -> (B, T, V) logits. With `documents`, as in data/documents.py, no token looks into another one."""
+        """(B, T) int64 -> (B, T, V) logits. With `documents`, as data/documents.py has it, none looks into another."""
         return F.linear(self.hidden(ids, self._seen(ids, documents)), self._table)[..., : self.vocab_size]
 
     def loss(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config import Recipe
-from pipeline.layout import Layout
+from pipeline.home.layout import Layout
 from prepare.config import TokensConfig
-from prepare.screen import parse_filters
+from prepare.text.filters import parse_filters
 from shards.errors import ConfigError
 from shards.manifest import MANIFEST
 
@@ -77,7 +77,7 @@ def _tokenizer(tokens: TokensConfig) -> Iterator[ConfigError]:
 
 
 def _of_training(recipe: Recipe) -> Iterator[ConfigError]:
-    from prepare.corpora import NAMED
+    from prepare.corpus.pin import NAMED
 
     tokens, corpus = recipe.tokens, recipe.corpus
     has_own = corpus.val_files or (corpus.name in NAMED and NAMED[corpus.name].val_files)

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from pipeline.layout import Layout
-from pipeline.receipt import versions
-from train.gpus import Build, Driver, Gpu, read_driver, why_none, why_not
+from pipeline.home.layout import Layout
+from pipeline.home.receipt import versions
+from train.machine.gpus import Build, Driver, Gpu, read_driver, why_none, why_not
 
 OVERNIGHT_GB = 12  # 2 B tokens of shards, the parquet files they come from two at a time, checkpoints
 TORCH_SECONDS = 120  # torch is read from the disk, which may be cold and far away

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline import config, mixture, runs
+from pipeline import config, mixture
 from pipeline.config import Recipe
-from pipeline.layout import Layout, RunPaths
+from pipeline.home import runs
+from pipeline.home.layout import Layout, RunPaths
 from prepare.config import TokensConfig
 from shards.errors import ConfigError
 from shards.fingerprint import Difference, differences, identity, neutral
@@ -16,7 +17,7 @@ from shards.manifest import MANIFEST, Manifest, SourceRecord
 from train.config import neutral_tables
 
 if TYPE_CHECKING:
-    from prepare.sources import Corpus
+    from prepare.corpus.sources import Corpus
 
 MOST_FILES = 10  # that are named, each on a line of its own
 
@@ -103,10 +104,10 @@ def _tables(recipe: Recipe) -> dict[str, Any]:
 
 def _corpus(recipe: Recipe) -> dict[str, Any]:
     """Those fields of a corpus that are in the fingerprint of its tokens, or in their name, as they are."""
-    from prepare import corpora
-    from prepare.screen import parse_filters
+    from prepare.corpus import pin
+    from prepare.text.filters import parse_filters
 
-    corpus = corpora.resolve(recipe.corpus)
+    corpus = pin.resolve(recipe.corpus)
     filters = [each.text for each in parse_filters(corpus.filters)]
     return {"kind": corpus.kind, "name": corpus.name, "text_column": corpus.text_column, "filters": filters}
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from pipeline.config import Recipe
-from pipeline.layout import Layout
+from pipeline.home.layout import Layout
 from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
 from prepare.config import CorpusConfig, TokensConfig
-from prepare.corpora import local_files_of
+from prepare.corpus.pin import local_files_of
 from shards.errors import ConfigError, MillpondError
 from shards.manifest import Manifest
 

@@ -4,8 +4,9 @@ import logging
 import time
 from typing import Any
 
-from pipeline import config, kept_tokenizer, receipt, runs
-from pipeline.layout import Layout, RunPaths
+from pipeline import config
+from pipeline.home import kept_tokenizer, receipt, runs
+from pipeline.home.layout import Layout, RunPaths
 from shards.errors import DiskError, HostError
 from shards.fingerprint import fingerprint
 from train.config import DeviceName
@@ -20,9 +21,10 @@ def evaluate(
 
     `device` is the run's own, train.device, if none is given. RefusedError when the run's tokens are not here.
     """
-    from train.device import autocast, pick_device, resolve_precision
-    from train.fitting import best_fit
-    from train.sources import OpenSources
+    from train.data.sources import OpenSources
+    from train.evaluate import measure
+    from train.machine.device import autocast, pick_device, resolve_precision
+    from train.micro_batch import best_fit
     from train.trained import load_trained
 
     pinned = runs.pinned(run)
@@ -39,7 +41,8 @@ def evaluate(
     kept_tokenizer.add(layout, run, pinned)
     began = time.perf_counter()
     fit = best_fit(wanted.model, wanted.optim, wanted.train, tokenizer.vocab_size, place, wanted.fits)
-    found = sources.measure(
+    found = measure(
+        sources,
         trained.model,
         tokens,
         fit.eval_batch,
@@ -76,7 +79,7 @@ def sample(
 
     The run's own tokenizer is enough: its tokens may be elsewhere.
     """
-    from train.device import pick_device
+    from train.machine.device import pick_device
     from train.sample import generate
     from train.trained import load_trained
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import folders
-from pipeline.layout import Layout
+from pipeline.home import folders
+from pipeline.home.layout import Layout
 from prepare.config import TokensConfig
 from shards.errors import ConfigError
 from shards.manifest import Manifest
-from train.order import Interleave
+from train.data.order import Interleave
 
 
 def given(layout: Layout, tokens: TokensConfig) -> dict[Path, float]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from pipeline import checks, mixture
 from pipeline.stages import Pipeline, cores
 from pipeline.terminal import thousands
-from pipeline.tokens import TokenRecipe, engine_of, holds
-from prepare import estimate, vocabulary
+from pipeline.token_recipe import TokenRecipe, engine_of, holds
+from prepare import estimate
+from prepare.tokens import vocabulary
 from shards.manifest import Manifest
 
 
@@ -147,12 +148,12 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
     if not (recipe.train.tokens or recipe.train.steps):
         return None
     checks.require_trainable(pipeline.layout, recipe)
-    from train.device import device_name, pick_device, resolve_precision
-    from train.fitting import best_fit
-    from train.flops import flops_per_token, peak
-    from train.ramp import Ramp
-    from train.rehearsal import rehearse
-    from train.saver import most_at_once
+    from train.dry_run import rehearse
+    from train.machine.device import device_name, pick_device, resolve_precision
+    from train.micro_batch import best_fit
+    from train.schedule import Ramp
+    from train.state.saver import most_at_once
+    from train.telemetry.flops import flops_per_token, peak
 
     pipeline.terminal.note("measuring some steps of training")
     model, optim, train, vocab_size = recipe.model, recipe.optim, recipe.train, plan.vocab_size

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import checks, config, drift, extension, kept_tokenizer, mixture, receipt, runs, trackers
+from pipeline import checks, config, drift, mixture
 from pipeline.config import Recipe
-from pipeline.extension import Length
-from pipeline.layout import Layout, RunPaths
+from pipeline.home import extension, kept_tokenizer, receipt, runs, trackers
+from pipeline.home.extension import Length
+from pipeline.home.layout import Layout, RunPaths
 from pipeline.terminal import Row, Terminal
 from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.fingerprint import fingerprint
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
-from train.gpus import read_driver
-from train.ramp import Ramp, rank_share
-from train.schedule import misfit
-from train.world import World, joined
+from train.machine.gpus import read_driver
+from train.machine.ranks import World, joined
+from train.schedule import Ramp, misfit, rank_share
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
-    from prepare.sources import Corpus
+    from prepare.corpus.sources import Corpus
 
 
 class Pipeline:
@@ -49,13 +49,13 @@ class Pipeline:
         """
         train = self.recipe.train
         if (train.tokens or train.steps) and (train.device == "cuda" or (train.device == "auto" and read_driver())):
-            from train.device import pick_device
+            from train.machine.device import pick_device
 
             pick_device(train.device)
 
     def fetch(self, *, force: bool = False) -> "Corpus":
         """The corpus's files, on disk, hashed and pinned."""
-        from prepare import corpora
+        from prepare.corpus import pin
 
         if named := self.recipe.tokens.folder or ", ".join(self.recipe.tokens.mix):
             field = "tokens.folder" if self.recipe.tokens.folder else "tokens.mix"
@@ -65,13 +65,13 @@ class Pipeline:
                 f"leave {field} out",
             )
         checks.require_preparable(self.layout, self.recipe)
-        wanted = corpora.resolve(self.recipe.corpus)
+        wanted = pin.resolve(self.recipe.corpus)
         raw, path = self.layout.raw(wanted.name), self.layout.receipt("fetch", wanted.name)
         began = time.perf_counter()
         with self._locked(f"raw-{wanted.name}", path):
             sweep(raw)
             max_tokens, note = self.recipe.tokens.max_tokens, self.terminal.note
-            corpus = corpora.fetch(
+            corpus = pin.fetch(
                 self.recipe.corpus, raw, locks=self.layout.locks, max_tokens=max_tokens, force=force, note=note
             )
             print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
@@ -95,7 +95,7 @@ class Pipeline:
 
     def tokenize(self, corpus: "Corpus", *, force: bool = False, run: RunPaths | None = None) -> Path:
         """The corpus's token folder, holding at least `max_tokens`. RefusedError when `run` was started on another."""
-        from pipeline.tokens import TokenRecipe, engine_of, holds
+        from pipeline.token_recipe import TokenRecipe, engine_of, holds
         from prepare import estimate
         from prepare.build import tokenize
 

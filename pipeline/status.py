@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline import folders, kept_tokenizer, runs
-from pipeline.layout import Layout, RunPaths
+from pipeline.home import folders, kept_tokenizer, runs
+from pipeline.home.layout import Layout, RunPaths
 from shards.errors import MillpondError
 
 TAIL_BYTES = 1 << 16

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.layout import RunPaths
+from pipeline.home.layout import RunPaths
 
 Row = dict[str, Any]
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal

@@ -10,14 +10,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import msgspec
 
-from prepare.builder import Advance, Builder, Job, shard_paths
+from prepare.corpus.sources import Corpus
+from prepare.part_builder import Advance, Builder, Job, shard_paths
 from prepare.parts import Part, plan
 from prepare.pool import open_pool
-from prepare.sources import Corpus
 from shards.atomic import make_folder, publish_bytes, sha256_of, sweep
-from shards.card import CARD, card
 from shards.errors import CorruptError, RefusedError
 from shards.manifest import Manifest, PartRecord, decode
+from shards.sharing.card import CARD, card
 
 
 def tokenize(

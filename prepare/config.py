@@ -11,7 +11,7 @@ NOT_IDENTITY = {"identity": False}  # marks a field that cannot change the resul
 
 
 class CorpusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the text comes from: a `name` known to corpora.py, or a `kind` and what that kind needs.
+    """Where the text comes from: a `name` known to corpus/pin.py, or a `kind` and what that kind needs.
 
     With `val_files` the split is given: their documents are validation, all others are not. Without, each document's
     hash decides. `filters` are conditions that a row must meet: `int_score >= 3`, `len(text) >= 200`.

@@ -14,16 +14,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare import vocabulary
-from prepare.builder import Builder, Job
-from prepare.documents import clean, read
-from prepare.download import Remote
-from prepare.encode import EngineName
-from prepare.formats import bytes_per_token
+from prepare.corpus.download import Remote
+from prepare.corpus.remote_file import RemoteFile, transfer_rate
+from prepare.corpus.sources import FILES_AHEAD, Corpus
+from prepare.part_builder import Builder, Job
 from prepare.parts import BYTES_PER_TOKEN, ENGLISH, OFFSET_BYTES, SAMPLE_BYTES, Part, ranges_of, scale_of, text_bytes
-from prepare.remote_file import RemoteFile, transfer_rate
-from prepare.rows import Piece, open_parquet
-from prepare.sources import FILES_AHEAD, Corpus
+from prepare.text.documents import clean, read
+from prepare.text.formats import bytes_per_token
+from prepare.text.rows import Piece, open_parquet
+from prepare.tokens import vocabulary
+from prepare.tokens.encode import EngineName
 from shards.errors import CorruptError, DiskError, RefusedError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import CorpusRecord, Manifest, PartRecord, SourceRecord

@@ -11,11 +11,11 @@ from typing import Any, assert_never
 
 import msgspec
 
-from prepare.documents import Batch, read, read_pieces
-from prepare.formats import bytes_per_token, cut_of, kind_of
-from prepare.rows import WHOLE, Piece, open_parquet
-from prepare.screen import Filter
-from prepare.sources import Corpus
+from prepare.corpus.sources import Corpus
+from prepare.text.documents import Batch, read, read_pieces
+from prepare.text.filters import Filter
+from prepare.text.formats import bytes_per_token, cut_of, kind_of
+from prepare.text.rows import WHOLE, Piece, open_parquet
 from shards.header import MAX_FILE_BYTES
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.interop import token_bytes

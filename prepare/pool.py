@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from prepare.builder import Advance, Builder, Job
+from prepare.part_builder import Advance, Builder, Job
 from prepare.parts import Part
 from shards.errors import HostError, MillpondError, converted
 from shards.manifest import PartRecord

@@ -14,13 +14,14 @@ from click.testing import CliRunner, Result
 from harness import results, tree
 from msgspec import Meta
 
-from pipeline import config, runs
-from pipeline.cli import main
-from pipeline.layout import Layout
+from pipeline import config
+from pipeline.cli.main import main
+from pipeline.home import runs
+from pipeline.home.layout import Layout
 from shards import RefusedError
 from shards.fingerprint import fingerprint
-from train import checkpoint as checkpoints
 from train.config import TrainConfig
+from train.state import checkpoint as checkpoints
 
 GOLDEN = Path(__file__).with_name("golden")
 CLOSE = 1e-5  # relative

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "train": {"shards", "train"},
     "pipeline": {"shards", "prepare", "train", "pipeline"},
 }
+MAIN = "from pipeline.cli.main import main"
 GROUND_FLOOR = {"numpy", "msgspec", "xxhash"}
 
 
@@ -50,7 +51,46 @@ def test_the_ground_floor_needs_three_libraries() -> None:
         assert foreign <= GROUND_FLOOR, path
 
 
-@pytest.mark.parametrize("name", ["order", "schedule", "ramp", "config"])
+def below(package: str) -> dict[str, set[str]]:
+    """The files and folders of a package, and which others of it each imports."""
+    found: dict[str, set[str]] = {}
+    for path in sources(package):
+        unit = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+                names = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+                found.setdefault(unit, set()).update(set(names) - {unit})
+    return found
+
+
+def test_inside_train_imports_point_down_only() -> None:
+    arrows = below("train")
+    assert {wing: arrows[wing] for wing in ("data", "model", "optim", "machine", "telemetry")} == {
+        "data": {"config"},
+        "model": {"config"},
+        "optim": {"config", "schedule", "model"},
+        "machine": {"config", "model"},
+        "telemetry": {"config", "data", "machine"},
+    }
+    assert arrows["state"] <= {"config", "schedule", "data", "model", "optim", "machine", "telemetry"}
+    assert not [unit for unit, others in arrows.items() if "loop" in others]
+
+
+@pytest.mark.parametrize("package", ["prepare", "train", "pipeline"])
+def test_no_imports_go_in_a_circle(package: str) -> None:
+    arrows = below(package)
+    while arrows:
+        free = {unit for unit, others in arrows.items() if not others & arrows.keys()}
+        assert free, f"{package}: in a circle: {arrows}"
+        arrows = {unit: others for unit, others in arrows.items() if unit not in free}
+
+
+def test_every_folder_is_small_enough_to_hold_in_the_head() -> None:
+    folders = [path for package in PACKAGES for path in (ROOT / package, *(ROOT / package).rglob("*")) if path.is_dir()]
+    assert not {str(path): count for path in folders if (count := len(list(path.glob("*.py")))) > 14}
+
+
+@pytest.mark.parametrize("name", ["data/order", "schedule", "config"])
 def test_pure_functions_of_the_step_need_no_torch(name: str) -> None:
     assert "torch" not in imports(ROOT / "train" / f"{name}.py", everywhere=True)
 
@@ -64,11 +104,20 @@ def test_no_file_is_over_400_lines(path: Path) -> None:
     ("statement", "unwanted"),
     [
         ("import shards", ["torch", "pyarrow", "datasets", "click", "rich", "tiktoken"]),
-        ("from pipeline.cli import main; main(['--help'], standalone_mode=False)", ["torch", "pyarrow", "datasets"]),
-        ("from pipeline.cli import main; main(['status'], standalone_mode=False)", ["torch", "pyarrow", "datasets"]),
-        ("from pipeline.cli import main; main(['doctor'], standalone_mode=False)", ["torch", "pyarrow", "datasets"]),
+        (
+            "from pipeline.cli.main import main; main(['--help'], standalone_mode=False)",
+            ["torch", "pyarrow", "datasets"],
+        ),
+        (
+            "from pipeline.cli.main import main; main(['status'], standalone_mode=False)",
+            ["torch", "pyarrow", "datasets"],
+        ),
+        (
+            "from pipeline.cli.main import main; main(['doctor'], standalone_mode=False)",
+            ["torch", "pyarrow", "datasets"],
+        ),
         ("import prepare.build", ["torch", "datasets"]),
-        ("import train.config, train.order", ["torch", "pyarrow"]),
+        ("import train.config, train.data.order", ["torch", "pyarrow"]),
     ],
 )
 def test_nothing_heavy_is_loaded_that_is_not_used(statement: str, unwanted: list[str]) -> None:

@@ -22,7 +22,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A decoder-only transformer. `gpt2` is GPT-2's form, `modern` is exactly Qwen3's; see model.py."""
+    """A decoder-only transformer. `gpt2` is GPT-2's form, `modern` is exactly Qwen3's; see model/gpt.py."""
 
     family: Literal["gpt2", "modern"] = "modern"
     n_layer: Size = 12

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.documents import ends_of
-from train.memory import is_out_of_memory
-from train.model import Model
-from train.windows import FolderWindows
-from train.world import World
+from train.data.documents import ends_of
+from train.data.sources import OpenSources
+from train.data.windows import FolderWindows
+from train.machine.memory import is_out_of_memory
+from train.machine.ranks import World
+from train.model.gpt import Model
 
 logger = logging.getLogger(__name__)
 
@@ -106,3 +107,23 @@ def together(found: Mapping[str, Evaluation]) -> Evaluation:
     each = found.values()
     whole = Evaluation(sum(one.nats for one in each), sum(one.nbytes for one in each), sum(one.tokens for one in each))
     return whole._replace(by_folder=tuple((name, one.loss) for name, one in found.items())) if len(found) > 1 else whole
+
+
+def measure(
+    sources: OpenSources,
+    model: Model,
+    eval_tokens: int,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+    *,
+    document_mask: bool,
+    world: World | None = None,
+) -> Evaluation:
+    """The validation loss over the first `eval_tokens` targets, of each folder as many as is its share; 0: all."""
+    found = {}
+    for folder, windows, tokens in sources.validation(eval_tokens):
+        lengths = folder.tokenizer.byte_lengths
+        found[folder.path.name] = evaluate(
+            model, windows, lengths, tokens, batch_size, autocast, document_mask=document_mask, world=world
+        )
+    return together(found)

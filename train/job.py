@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from shards.errors import RefusedError
 from shards.fingerprint import differences
 from shards.manifest import TokenizerRecord
-from train.checkpoint import Best, Progress
 from train.config import ModelConfig, OptimConfig, TrainConfig, neutral_tables
+from train.data.sources import Source
 from train.evaluate import Evaluation
-from train.metrics import Row
-from train.sources import Source
+from train.state.checkpoint import Best, Progress
+from train.telemetry.metrics import Row
 
 Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback" | "end", row)
 

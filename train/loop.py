@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 
 from shards.errors import CorruptError, Interrupted, MillpondError, OutOfTime
-from train import checkpoint as checkpoints
-from train import generators
-from train.checkpoint import Best, Checkpoint, Progress
-from train.compile import compile_model, compiled_graphs, wants_compile
-from train.device import (
+from train.data.loader import TokenLoader
+from train.data.sources import OpenSources
+from train.data.windows import position_of
+from train.evaluate import Evaluation, measure
+from train.job import Emit, Job, Result, require_same_tokenizer
+from train.machine.compile import compile_model, compiled_graphs, wants_compile
+from train.machine.device import (
     autocast,
     device_name,
     devices_here,
@@ -25,26 +27,24 @@ from train.device import (
     pick_device,
     resolve_precision,
 )
-from train.evaluate import Evaluation
-from train.fitting import Fit, best_fit
-from train.guard import Guard
-from train.job import Emit, Job, Result, require_same_tokenizer
-from train.loader import TokenLoader
-from train.memory import cap_memory
-from train.meter import Meter
-from train.metrics import NoLog, Row, RowLog
-from train.model import Model
-from train.optim import Optimizers
-from train.power import card_power
-from train.ramp import Ramp, rank_share
-from train.rollback import Rollback, is_due
+from train.machine.memory import cap_memory
+from train.machine.ranks import World
+from train.machine.signals import caught_signals
+from train.micro_batch import Fit, best_fit
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.sample import generate
-from train.saver import Saver, checkpoint_nbytes, require_room
-from train.signals import caught_signals
-from train.sources import OpenSources
+from train.schedule import Ramp, rank_share
+from train.state import checkpoint as checkpoints
+from train.state import rng
+from train.state.checkpoint import Best, Checkpoint, Progress
+from train.state.guard import Guard
+from train.state.rollback import Rollback, is_due
+from train.state.saver import Saver, checkpoint_nbytes, require_room
 from train.step import Stepper
-from train.windows import position_of
-from train.world import World
+from train.telemetry.meter import Meter
+from train.telemetry.metrics import NoLog, Row, RowLog
+from train.telemetry.power import card_power
 
 TIME_IS_UP = 1 << 16  # above every signal's number
 
@@ -91,7 +91,7 @@ class Trainer:
         power = card_power(devices_here(self.device)) if self.world.is_first else None
         price, processes = job.train.kwh_price, self.world.size
         self.meter = Meter(job.model, vocab_size, self.device, self.precision, power, price, processes)
-        generators.seed_apart(self.world, job.train.seed, 0)
+        rng.seed_apart(self.world, job.train.seed, 0)
         self.step = self.position = 0
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         self.best: Best | None = None
@@ -272,7 +272,8 @@ class Trainer:
             self._sample()
 
     def _evaluate(self, tokens: int) -> Evaluation:
-        self.evaluation = found = self.sources.measure(
+        self.evaluation = found = measure(
+            self.sources,
             self.model,
             tokens,
             self.fit.eval_batch,
@@ -310,7 +311,7 @@ class Trainer:
     def _save(self) -> None:
         """Begin to save a checkpoint of this step; everything that led to it is on disk before."""
         self.rollback.saved()
-        drawn = generators.tensors(self.world, self.device)
+        drawn = rng.tensors(self.world, self.device)
         if not self.world.is_first:
             return
         self.metrics.sync()
@@ -356,7 +357,7 @@ class Trainer:
         state = saved.state
         try:
             self.model.load_state_dict(saved.model)
-            generators.load_tensors(state, self.world, self.device, self.job.train.seed, progress.step)
+            rng.load_tensors(state, self.world, self.device, self.job.train.seed, progress.step)
             self.stepper.load_tensors(state)
             self.optimizers.load_tensors(state)
         except (KeyError, ValueError, RuntimeError) as error:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from shards.errors import RefusedError
 from shards.tokenizer import Tokenizer
-from train.model import Model
+from train.model.gpt import Model
 
 MIN_TEMPERATURE = 1e-3  # below, dividing by it says no more than which token is the most likely
 

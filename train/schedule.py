@@ -1,9 +1,13 @@
-"""Learning rate and momentum as pure functions of the step: nothing to save, nothing to resume."""
+"""Learning rate, momentum and batch size as pure functions of the recipe and the step: nothing to save, to resume."""
 
 import math
+from bisect import bisect_right
 from typing import assert_never
 
-from train.config import OptimConfig
+import msgspec
+
+from shards.errors import ConfigError
+from train.config import EarlierLength, ModelConfig, OptimConfig, TrainConfig
 
 
 def lr_factor(config: OptimConfig, step: int, steps: int) -> float:
@@ -87,3 +91,144 @@ def momentum(config: OptimConfig, step: int) -> float:
         return config.momentum
     low = min(0.85, config.momentum)
     return low + (config.momentum - low) * step / config.momentum_warmup
+
+
+class Ramp:
+    """A run's steps: `train.batch_ramp`, then `train.batch_tokens`, each batch size for an equal part of the run.
+
+    The part is of its tokens where `train.tokens` says how long it is, and of its steps where `train.steps` does. In a
+    run that was made longer the parts are those of its first length, and the steps beyond have `train.batch_tokens`.
+    ConfigError when the recipe's numbers do not fit together.
+    """
+
+    def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
+        self._sizes = (*train.batch_ramp, train.batch_tokens)
+        _refuse_odd_heads(model)
+        _refuse_odd_batches(self._sizes, model, train)
+        if max(self._sizes) > train.batch_tokens:
+            raise ConfigError(
+                f"train.batch_ramp is {', '.join(map(str, train.batch_ramp))}, train.batch_tokens {train.batch_tokens}",
+                "a ramp is of smaller batches that come before it",
+                f"--set train.batch_tokens={max(self._sizes)}, or a smaller train.batch_ramp",
+            )
+        lengths: list[TrainConfig | EarlierLength] = [*train.earlier, train]
+        for length in lengths:
+            _refuse_odd_length(length)
+        self.sequences = math.gcd(*self._sizes) // model.seq_len  # what a micro-batch must divide
+        self._first_steps, self._first_tokens = [0], [0]
+        first, parts = lengths[0], len(self._sizes)
+        for number, size in enumerate(self._sizes, 1):
+            if first.tokens:
+                steps = max(1, (first.tokens * number // parts - self._first_tokens[-1]) // size)
+            else:
+                steps = first.steps * number // parts - self._first_steps[-1]
+            self._first_steps.append(self._first_steps[-1] + steps)
+            self._first_tokens.append(self._first_tokens[-1] + steps * size)
+        end, tokens = self._first_steps.pop(), self._first_tokens.pop()
+        self._planned = [length.steps or end + (length.tokens - tokens) // train.batch_tokens for length in lengths]
+        self._until = [length.until for length in train.earlier]
+        _refuse_odd_lengths(self._planned, self._until)
+        self.steps = self._planned[-1]
+        self.tokens = self.tokens_before(self.steps)
+
+    def planned(self, step: int) -> int:
+        """How many steps the run was to have when it came to `step` (0-based): what its learning rate depends on."""
+        return self._planned[bisect_right(self._until, step)]
+
+    def ends_at(self, step: int) -> bool:
+        """Whether the run ends after `step` steps, or did before it was made longer."""
+        return step == self.steps or any(
+            step == end == until for end, until in zip(self._planned, self._until, strict=False)
+        )
+
+    def batch_tokens(self, step: int) -> int:
+        """How many tokens `step` (0-based) learns from."""
+        return self._sizes[self._part(step)]
+
+    def tokens_before(self, step: int) -> int:
+        """How many tokens the steps before `step` have learned from; `step` may be the number of steps."""
+        part = self._part(step)
+        return self._first_tokens[part] + (step - self._first_steps[part]) * self._sizes[part]
+
+    def _part(self, step: int) -> int:
+        return bisect_right(self._first_steps, step) - 1
+
+
+def rank_share(model: ModelConfig, train: TrainConfig, world_size: int) -> TrainConfig:
+    """What one of `world_size` processes does of `train`: as many steps, of batches that much smaller.
+
+    ConfigError when the recipe's numbers do not fit together, or the steps are not divided evenly.
+    """
+    sequences = Ramp(model, train).sequences
+    share, rest = divmod(sequences, world_size)
+    if rest:
+        fewer = next(size for size in range(min(world_size, sequences), 0, -1) if sequences % size == 0)
+        raise ConfigError(
+            f"{world_size} processes cannot share {sequences} sequences equally, which all steps are multiples of",
+            "the batch must be the same however many cards learn from it",
+            f"torchrun --nproc-per-node {fewer} …, or for a new run"
+            f" --set train.batch_tokens={-(-train.batch_tokens // (unit := model.seq_len * world_size)) * unit}",
+        )
+    if train.micro_batch and share % train.micro_batch:
+        raise ConfigError(
+            f"train.micro_batch is {train.micro_batch}, each of {world_size} processes has {share} sequences of a step",
+            "the batch must be the same whatever the card",
+            f"choose a divisor of {share}, or 0 to have it chosen",
+        )
+    return msgspec.structs.replace(
+        train,
+        batch_tokens=train.batch_tokens // world_size,
+        batch_ramp=tuple(size // world_size for size in train.batch_ramp),
+        earlier=(),
+    )
+
+
+def _refuse_odd_length(length: TrainConfig | EarlierLength) -> None:
+    if bool(length.tokens) == bool(length.steps):
+        raise ConfigError(
+            f"train.tokens is {length.tokens} and train.steps is {length.steps}",
+            "one of them says how long",
+            "set one, and the other to 0",
+        )
+
+
+def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
+    """Each length is longer than the one before, and was left for it while it lasted."""
+    for before, after, left in zip(planned[:-1], planned[1:], until, strict=True):
+        if not left <= before < after:
+            raise ConfigError(
+                f"train.earlier says that {before} steps became {after} after step {left}",
+                "a run is made longer before its last step or after it",
+                "leave train.earlier to millpond resume RUN --steps N",
+            )
+    if until != sorted(set(until)):
+        raise ConfigError(f"train.earlier: the steps {until} do not rise", "", "leave it to millpond resume")
+
+
+def _refuse_odd_heads(model: ModelConfig) -> None:
+    of = model.n_head * (1 if model.is_gpt2 else 2)  # rotary positions turn pairs
+    if model.d_model % of:
+        kind = "an even" if of > model.n_head else "a whole"
+        raise ConfigError(
+            f"model.d_model is {model.d_model}, model.n_head {model.n_head}",
+            f"each head's width, the one divided by the other, is {kind} number",
+            f"--set model.d_model={-(-model.d_model // of) * of}",
+        )
+
+
+def _refuse_odd_batches(sizes: tuple[int, ...], model: ModelConfig, train: TrainConfig) -> None:
+    for size in sizes:
+        sequences, rest = divmod(size, model.seq_len)
+        name = "batch_tokens" if size == train.batch_tokens else "batch_ramp"
+        if rest:
+            raise ConfigError(
+                f"train.{name} is {size}, no multiple of model.seq_len, {model.seq_len}",
+                "a step is a whole number of windows",
+                f"--set train.{name}={max(1, sequences) * model.seq_len}",
+            )
+        if train.micro_batch and sequences % train.micro_batch:
+            raise ConfigError(
+                f"train.micro_batch is {train.micro_batch}, a step has {sequences} sequences",
+                "the batch must be the same whatever the card",
+                f"choose a divisor of {sequences}, or 0 to have it chosen",
+            )

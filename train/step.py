@@ -5,21 +5,20 @@ the same.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
 from shards.errors import HostError
-from train.documents import of_rows
-from train.guard import Guard
-from train.loader import Batch
-from train.memory import is_out_of_memory
-from train.model import Model
-from train.optim import Optimizers
-from train.reducer import Reducer
-from train.world import World
+from train.data.batch import Batch, cut
+from train.machine.memory import is_out_of_memory
+from train.machine.ranks import World
+from train.machine.reducer import Reducer
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
+from train.state.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class Stepper:
 
         False when memory ran out on the way.
         """
-        pieces = [piece for batch in batches for piece in _cut(batch, self.pieces)]
+        pieces = [piece for batch in batches for piece in cut(batch, self.pieces)]
         try:
             for number, piece in enumerate(pieces, 1):
                 with self.reducer.overlap() if last and number == len(pieces) else nullcontext():
@@ -155,16 +154,6 @@ class Stepper:
             now,
             smaller,
         )
-
-
-def _cut(batch: Batch, pieces: int) -> Iterator[Batch]:
-    """The rows of `batch` in so many equal pieces."""
-    sequences, seq_len = batch.inputs.shape
-    size = sequences // pieces
-    for first in range(0, sequences, size):
-        rows = slice(first, first + size)
-        documents = None if batch.documents is None else of_rows(batch.documents, first, size, seq_len)
-        yield Batch(batch.inputs[rows], batch.targets[rows], documents)
 
 
 class _Together:

@@ -6,9 +6,9 @@ import torch
 
 from shards.errors import RefusedError
 from shards.manifest import TokenizerRecord
-from train import checkpoint as checkpoints
 from train.job import Job, other_tokenizer, require_same_tokenizer
-from train.model import Model
+from train.model.gpt import Model
+from train.state import checkpoint as checkpoints
 
 
 class Trained(NamedTuple):

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from train.compile import compile_model, wants_compile
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import autocast, loss_scaler, resolve_precision, synchronize
-from train.documents import ends_of
-from train.loader import Batch
-from train.memory import is_out_of_memory
-from train.model import Model
-from train.optim import Optimizers
+from train.data.batch import Batch
+from train.data.documents import ends_of
+from train.machine.compile import compile_model, wants_compile
+from train.machine.device import autocast, loss_scaler, resolve_precision, synchronize
+from train.machine.memory import is_out_of_memory
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.step import Stepper
 
 TIMED_SECONDS = 2.0  # at least: a GPU's clock and a short timing each move by more than the 2 % that decide

@@ -36,12 +36,12 @@ import gpu_parts
 from apart import Failed, apart, printed
 from gpu_parts import Row, Setup
 
+from pipeline.cli.options import ENVIRONMENT, split_settings
 from pipeline.config import load
-from pipeline.layout import Layout
-from pipeline.options import ENVIRONMENT, split_settings
+from pipeline.home.layout import Layout
 from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
-from train.device import device_name, pick_device
+from train.machine.device import device_name, pick_device
 
 HERE = Path(__file__).parent
 PARTS = ("smoke", "step", "loader", "recipes")

@@ -18,16 +18,17 @@ from ours import our_stepper
 from recipes import SCALES, recipe, run
 
 from pipeline.config import Recipe
-from pipeline.layout import Layout
+from pipeline.home.layout import Layout
 from shards import TokenFolder
-from train.compile import compiled_graphs
 from train.config import TrainConfig
-from train.device import memory_used, pick_device, resolve_precision, synchronize
-from train.fitting import Fit, best_fit
-from train.loader import Batch, Stats, TokenLoader
-from train.meter import Meter
-from train.power import card_power
-from train.windows import FolderWindows
+from train.data.batch import Batch
+from train.data.loader import Stats, TokenLoader
+from train.data.windows import FolderWindows
+from train.machine.compile import compiled_graphs
+from train.machine.device import memory_used, pick_device, resolve_precision, synchronize
+from train.micro_batch import Fit, best_fit
+from train.telemetry.meter import Meter
+from train.telemetry.power import card_power
 
 Row = dict[str, Any]
 SMOKE_SEQUENCES, SMOKE_STEPS = 8, 3

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards import Shard, ShardWriter, TokenStream
 from shards.reader import allow_open_files
-from train.loader import TokenLoader
-from train.windows import FolderWindows
+from train.data.loader import TokenLoader
+from train.data.windows import FolderWindows
 
 SEQ_LEN = 1024
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -30,10 +30,11 @@ import psutil
 import pyarrow.parquet as pq
 import xxhash
 
-from prepare import corpora, vocabulary
 from prepare.build import Job, tokenize
 from prepare.config import CorpusConfig
-from prepare.encode import FastokensEngine
+from prepare.corpus import pin
+from prepare.tokens import vocabulary
+from prepare.tokens.encode import FastokensEngine
 from shards import Manifest, TokenFolder
 from shards.fingerprint import fingerprint
 
@@ -243,7 +244,7 @@ def ours(file: Path, workers: int, home: Path) -> Result:
     """The command a user types, its home and recipe new."""
     toml = home.with_suffix(".toml")
     toml.write_text(f'[corpus]\nkind = "files"\nfiles = ["{file}"]\n[tokens]\nworkers = {workers}\n')
-    command = [sys.executable, "-P", "-m", "pipeline.cli", "tokenize", str(toml), "--home", str(home)]
+    command = [sys.executable, "-P", "-m", "pipeline.cli.main", "tokenize", str(toml), "--home", str(home)]
     whole, _ = measured(command, home)
     manifest = Manifest.read(next((home / "tokens").iterdir()))
     return whole._replace(tokens=manifest.tokens("train") + manifest.tokens("val"))
@@ -264,7 +265,7 @@ def repeated(files: list[Path], repeat: int, path: Path) -> Path:
 # The check ------------------------------------------------------------------------------------------------------------
 
 
-def job_in(corpus: corpora.Corpus, folder: Path, engine: str) -> Job:
+def job_in(corpus: pin.Corpus, folder: Path, engine: str) -> Job:
     """A fresh folder that holds its tokenizer and nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -300,7 +301,7 @@ def check_ids(files: list[Path], folder: Path) -> int:
     return documents
 
 
-def check(corpus: corpora.Corpus, files: list[Path], home: Path) -> None:
+def check(corpus: pin.Corpus, files: list[Path], home: Path) -> None:
     """Every id is tiktoken's, and no number of workers and no engine changes a byte."""
 
     def tree(folder: Path) -> dict[str, bytes]:
@@ -362,7 +363,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         home = Path(temp)
         config = CorpusConfig(kind="files", files=tuple(map(str, arguments.files)))
-        corpus = corpora.fetch(config if arguments.files else CorpusConfig(name="python-docs"), home / "raw")
+        corpus = pin.fetch(config if arguments.files else CorpusConfig(name="python-docs"), home / "raw")
         files = [corpus.path(i) for i in range(len(corpus.sources))]
         compare(files, arguments.repeat, arguments.rounds, home)
         if arguments.check:

@@ -81,11 +81,11 @@ def run(
     import torch
 
     from pipeline.config import load
-    from pipeline.layout import Layout
+    from pipeline.home.layout import Layout
     from pipeline.stages import Pipeline
     from pipeline.terminal import Terminal
     from shards.errors import OutOfTime
-    from train.metrics import read_rows
+    from train.telemetry.metrics import read_rows
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)

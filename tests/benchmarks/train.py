@@ -34,8 +34,8 @@ from ours import our_stepper
 from plain import Plain, plain_step
 
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import autocast, device_name, pick_device, resolve_precision, synchronize
-from train.loader import Batch
+from train.data.batch import Batch
+from train.machine.device import autocast, device_name, pick_device, resolve_precision, synchronize
 
 SIZES = {
     "small": (ModelConfig(family="gpt2", n_layer=4, n_head=4, d_model=256, seq_len=256), 8192),

@@ -29,8 +29,8 @@ import msgspec
 import numpy as np
 import xxhash
 
-from prepare import corpora
 from prepare.config import CorpusConfig
+from prepare.corpus import pin
 from shards import Manifest, MillpondError, Shard, ShardHeader, ShardWriter, TokenFolder, Tokenizer, verify
 from shards.manifest import CorpusRecord, Counts, PartRecord, SourceRecord, TokenizerRecord, decode, encode
 
@@ -278,7 +278,7 @@ class Attack:
         config = CorpusConfig(kind="hub", repo="org/web", files=("*.parquet",))
 
         def read() -> None:
-            corpus = corpora.fetch(config, raw)
+            corpus = pin.fetch(config, raw)
             try:
                 corpus.path(0)
             finally:

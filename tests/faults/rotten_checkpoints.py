@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from train import checkpoint as checkpoints
-from train.checkpoint import FILES, SUMS, Best, Checkpoint, Progress
-from train.windows import LoaderState
+from train.data.windows import LoaderState
+from train.state import checkpoint as checkpoints
+from train.state.checkpoint import FILES, SUMS, Best, Checkpoint, Progress
 
 STEPS = (10, 20, 30)
 BLOCK = 4096
@@ -183,7 +183,7 @@ def strike(good: Path, scratch: Path, corrupt: Corruption, dice: random.Random, 
 def rot(count: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
     """`count` corruptions: how many of each kind, and the faults."""
     dice, heard = random.Random(seed), Heard()
-    logger = logging.getLogger("train.checkpoint")
+    logger = logging.getLogger("train.state.checkpoint")
     logger.addHandler(heard)
     logger.propagate = False
     tried: Counter[str] = Counter()

@@ -11,9 +11,9 @@ from harness import TINY, litter, parquet, prepared, tree
 from local_hub import Fault, LocalHub
 
 from pipeline.config import load
-from prepare import download as downloading
-from prepare import hub as hubs
-from prepare import vocabulary
+from prepare.corpus import download as downloading
+from prepare.corpus import hub as hubs
+from prepare.tokens import vocabulary
 from shards import Manifest, NetworkError, Tokenizer
 
 FILES = 3

@@ -12,12 +12,12 @@ from harness import command, millpond
 from test_disk_full import disk, mount  # noqa: F401
 
 from shards import DiskError
-from train.checkpoint import load_latest, steps
 from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.data.sources import Source
 from train.job import Job
 from train.loop import Trainer
-from train.metrics import read_rows
-from train.sources import Source
+from train.state.checkpoint import load_latest, steps
+from train.telemetry.metrics import read_rows
 
 STEPS = ("--set", "train.steps=12", "--set", "train.checkpoint_every=2")
 

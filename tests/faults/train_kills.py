@@ -30,11 +30,11 @@ from harness import TINY, litter, pipeline_of, results, stdlib_texts
 from msgspec.structs import replace
 
 import prepare.build
-import prepare.corpora  # noqa: F401
+import prepare.corpus.pin  # noqa: F401
 from pipeline.config import Recipe, load
 from shards.atomic import sha256_of
-from train import checkpoint
 from train.loop import Trainer
+from train.state import checkpoint
 
 STEPS = 40
 SETTINGS = (

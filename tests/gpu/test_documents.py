@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.compile import OrEager, compile_model
 from train.config import ModelConfig
-from train.device import autocast
-from train.documents import attend, attended, ends_of
-from train.model import Model
+from train.data.documents import ends_of
+from train.machine.compile import OrEager, compile_model
+from train.machine.device import autocast
+from train.model.attention import attend, attended
+from train.model.gpt import Model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from train.device import memory_used
-from train.flops import measured_peak, peak
-from train.power import SECONDS, card_power
+from train.machine.device import memory_used
+from train.telemetry.flops import measured_peak, peak
+from train.telemetry.power import SECONDS, card_power
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from streams import counting_stream
 
-from train.loader import TokenLoader
-from train.slots import CudaSlot, SideStream
-from train.windows import FolderWindows
+from train.data.loader import TokenLoader
+from train.data.staging import CudaSlot, SideStream
+from train.data.windows import FolderWindows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CYCLES = 400_000_000  # some 200 ms of a GPU's clock

@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness import command
 
-from train.metrics import read_rows
+from train.telemetry.metrics import read_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONGEST = 240.0
@@ -159,7 +159,7 @@ def test_a_capped_memory_halves_the_micro_batch_and_not_the_step(place: Place) -
     code = (
         "import torch, sys; from train import loop; loop.cap_memory = lambda device: "
         "torch.cuda.set_per_process_memory_fraction({} / torch.cuda.mem_get_info()[1], device); "
-        "from pipeline.cli import main; main(sys.argv[1:])"
+        "from pipeline.cli.main import main; main(sys.argv[1:])"
     )
     wide = ("model.n_layer=8", "train.micro_batch=32", "train.steps=12", "train.compile=off")
     arguments = [str(word) for word in (*place.training("capped", *wide), "--home", place.home)]

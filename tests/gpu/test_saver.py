@@ -6,8 +6,8 @@ import pytest
 import torch
 from rotten_checkpoints import make
 
-from train.checkpoint import load_latest
-from train.saver import Saver
+from train.state.checkpoint import load_latest
+from train.state.saver import Saver
 
 pytestmark = [
     pytest.mark.gpu,

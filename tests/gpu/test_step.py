@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from train.compile import OrEager, compile_model
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import autocast, loss_scaler, resolve_precision
-from train.fitting import best_fit
-from train.guard import Guard
-from train.loader import Batch
-from train.loss import linear_cross_entropy
-from train.model import Model
-from train.optim import Optimizers
+from train.data.batch import Batch
+from train.machine.compile import OrEager, compile_model
+from train.machine.device import autocast, loss_scaler, resolve_precision
+from train.micro_batch import best_fit
+from train.model.gpt import Model
+from train.model.loss import linear_cross_entropy
+from train.optim.groups import Optimizers
+from train.state.guard import Guard
 from train.step import Stepper
 
 pytestmark = [
@@ -177,7 +177,7 @@ def test_memory_that_really_runs_out() -> None:
 
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_the_finder_finds_and_remembers(tmp_path: Path, caplog: pytest.LogCaptureFixture, compiled: str) -> None:
-    caplog.set_level("INFO", "train.fitting")
+    caplog.set_level("INFO", "train.micro_batch")
     train = TrainConfig(steps=1, batch_tokens=CONFIG.seq_len * 32, compile=compiled)
     cache = tmp_path / "cache" / "fits.json"
     fit = best_fit(CONFIG, ADAMW, train, 1000, CUDA, cache)

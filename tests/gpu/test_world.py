@@ -7,8 +7,8 @@ import rank_work
 import torch
 from ranks import ranks
 
-from train.metrics import read_rows
-from train.world import World
+from train.machine.ranks import World
+from train.telemetry.metrics import read_rows
 
 pytestmark = [
     pytest.mark.gpu,

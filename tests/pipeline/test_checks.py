@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from harness import TINY
 from local_hub import LocalHub
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 GPT2 = TINY.replace('tokenizer = "bpe"\nvocab_size = 512\n', "")
 

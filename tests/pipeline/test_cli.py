@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from harness import millpond
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 
 def run(*arguments: object) -> Result:

@@ -128,8 +128,8 @@ def test_presets_load_and_survive_being_written(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", sorted({*config.preset_names()} - {"demo"}))
 def test_evaluation_takes_at_most_a_hundredth_of_a_run(name: str) -> None:
     """At the rates that were predicted for an RTX 3090: 58,000 tokens a second, and thrice that forward alone."""
-    from train.ramp import Ramp
-    from train.rehearsal import EVALUATION_SPEED, evaluation_tokens
+    from train.dry_run import EVALUATION_SPEED, evaluation_tokens
+    from train.schedule import Ramp
 
     recipe = config.load(name)[1]
     ramp = Ramp(recipe.model, recipe.train)
@@ -141,7 +141,7 @@ def test_evaluation_takes_at_most_a_hundredth_of_a_run(name: str) -> None:
 def test_the_book_and_gpt2_have_their_published_sizes() -> None:
     import torch
 
-    from train.model import Model
+    from train.model.gpt import Model
 
     sizes = {"gpt2": 124_439_808, "gpt2-book": 163_009_536, "overnight": 162_151_680}
     with torch.device("meta"):

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner, Result
 from gpus import UNUSABLE, Machine
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from shards import HostError
-from train import device
+from train.machine import device
 
 
 def run(*arguments: object) -> Result:

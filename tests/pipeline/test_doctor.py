@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from gpus import RTX_3090, RTX_4090, T4, UNUSABLE, V100, Machine
 
 from pipeline import doctor
-from pipeline.cli import main
-from train.gpus import Gpu, ask_torch
+from pipeline.cli.main import main
+from train.machine.gpus import Gpu, ask_torch
 
 
 def lines(home: Path, code: int = 0) -> list[str]:

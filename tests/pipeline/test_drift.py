@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from harness import TINY, tree
 
 from pipeline import stages
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -149,7 +149,7 @@ def test_many_files_that_changed(work: Path) -> None:
 
 
 def test_the_same_files_and_another_vocabulary(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prepare import vocabulary
+    from prepare.tokens import vocabulary
 
     monkeypatch.setattr(vocabulary.metadata, "version", lambda _: "99")
     assert drift(work)[1:] == [

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from shards import Manifest
 from train import loop
-from train.metrics import read_rows
+from train.telemetry.metrics import read_rows
 
 
 class Stopped(BaseException):

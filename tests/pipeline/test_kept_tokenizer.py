@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 from harness import litter, tree
 
-from pipeline import kept_tokenizer
-from pipeline.cli import main
-from pipeline.layout import Layout, RunPaths
-from prepare import vocabulary
+from pipeline.cli.main import main
+from pipeline.home import kept_tokenizer
+from pipeline.home.layout import Layout, RunPaths
+from prepare.tokens import vocabulary
 from shards import HostError, Manifest, TokenFolder, Tokenizer
 from shards.manifest import encode
-from train import checkpoint as checkpoints
+from train.state import checkpoint as checkpoints
 
 ONE_STEP = ("--set", "train.steps=1")
 SAMPLE = ("--prompt", "Return the", "--tokens", 12)

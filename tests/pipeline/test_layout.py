@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import main
-from pipeline.layout import Layout
+from pipeline.cli.main import main
+from pipeline.home.layout import Layout
 
 
 def test_what_was_compiled_is_kept_for_all_verbs(

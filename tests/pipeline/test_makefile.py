@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.options import split_settings
+from pipeline.cli.options import split_settings
 
 ROOT = Path(__file__).parents[2]
 ECHO = """#!/usr/bin/env python3

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from harness import TINY, command, millpond, prepared, results
 
-from pipeline import runs
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.config import load
-from pipeline.layout import Layout
+from pipeline.home import runs
+from pipeline.home.layout import Layout
 from shards import Manifest
 
 

@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 from local_hub import LocalHub
 
-from pipeline.cli import main
-from prepare import estimate, rows
+from pipeline.cli.main import main
+from prepare import estimate
+from prepare.text import rows
 from shards import Manifest
-from train import rehearsal
+from train import dry_run
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -169,7 +170,7 @@ def test_training_is_measured_and_so_are_its_checkpoints(tiny_toml: Path, tmp_pa
 def test_a_step_that_takes_too_long_is_not_waited_for(
     tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "SECONDS", 1e-9)
+    monkeypatch.setattr(dry_run, "SECONDS", 1e-9)
     found = plan([str(tiny_toml), "--home", str(tmp_path)])["training"]
     assert isinstance(found, dict)
     assert (found["micro_batch"], found["measured_sequences"], found["measured_steps"]) == (8, 1, 0)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from harness import command, files_no_longer_than
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from prepare import build
 from shards import Manifest
 
@@ -126,7 +126,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
         f'[corpus]\nkind = "files"\nfiles = ["{tmp_path}/*.txt"]\n'
         "[tokens]\nworkers = 1\nval_fraction = 0.5\npart_tokens = 1000\n"
     )
-    line = f"ulimit -S -n 128; {sys.executable} -m pipeline.cli prepare {toml} --home {tmp_path}/home"
+    line = f"ulimit -S -n 128; {sys.executable} -m pipeline.cli.main prepare {toml} --home {tmp_path}/home"
     for _ in range(2):
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

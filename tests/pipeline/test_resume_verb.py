@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 from harness import TINY, command, litter, results, tree
 
 from pipeline import config
-from pipeline.cli import main
-from pipeline.layout import Layout, RunPaths
+from pipeline.cli.main import main
+from pipeline.home.layout import Layout, RunPaths
 from train import loop
-from train.metrics import read_rows
+from train.telemetry.metrics import read_rows
 
 SETTINGS = ("--set", "optim.lr=0.02", "--set", "model.d_model=16", "--set", "train.steps=16")
 
@@ -363,7 +363,7 @@ def test_two_processes(home: Path, longer: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for arguments in (("--steps", "30", "--max-hours", "1e-9"), ()):
         done = subprocess.run(
-            [*launch, "pipeline.cli", "resume", *arguments, "--device", "cpu", "--home", str(home)],
+            [*launch, "pipeline.cli.main", "resume", *arguments, "--device", "cpu", "--home", str(home)],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 from harness import complains, tree
 
-from pipeline import folders
-from pipeline.cli import main
-from pipeline.layout import Layout
+from pipeline.cli.main import main
+from pipeline.home import folders
+from pipeline.home.layout import Layout
 from shards import RefusedError, TokenFolder, verify
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from harness import litter, tree
 
-from train.metrics import read_rows
+from train.telemetry.metrics import read_rows
 
 LONGEST = 120.0
 
@@ -20,7 +20,7 @@ def torchrun(*arguments: object) -> "subprocess.Popen[str]":
     """millpond in two processes, on the CPU."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     return subprocess.Popen(
-        [*launch, "pipeline.cli", *map(str, arguments), "--set", "train.device=cpu"],
+        [*launch, "pipeline.cli.main", *map(str, arguments), "--set", "train.device=cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

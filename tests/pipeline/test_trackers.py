@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 from harness import complains
 
-from pipeline import trackers
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.config import Recipe
-from pipeline.layout import RunPaths
-from pipeline.trackers import Trackers, require
+from pipeline.home import trackers
+from pipeline.home.layout import RunPaths
+from pipeline.home.trackers import Trackers, require
 from shards.errors import HostError
 
 

@@ -17,8 +17,9 @@ import pytest
 from harness import TINY, command, complains, millpond, pipeline_of, tree
 
 from pipeline.config import load
-from prepare import builder, vocabulary
-from prepare.encode import Encoded, Encoder
+from prepare import part_builder
+from prepare.tokens import vocabulary
+from prepare.tokens.encode import Encoded, Encoder
 from shards import CorruptError, Manifest, TokenFolder, verify
 
 Prepare = Callable[..., Path]
@@ -169,7 +170,7 @@ def test_the_sample_check_stops_a_wrong_engine(tiny_folder: Path) -> None:
 def test_an_engine_that_gives_end_of_text(tmp_path: Path) -> None:
     encoded = Encoded(np.array([1, 50256], np.uint32), np.array([0, 2]))
     with pytest.raises(CorruptError, match="the engine gave token id 50256"):
-        builder.lay_out(encoded, 50256, "before", np.dtype("<u2"))
+        part_builder.lay_out(encoded, 50256, "before", np.dtype("<u2"))
 
 
 def test_a_killed_prepare_goes_on_and_ends_the_same(corpus_file: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from harness import complains
 
-from prepare import corpora, python_docs
 from prepare.config import CorpusConfig
+from prepare.corpus import pin, python_docs
+from prepare.corpus.python_docs import Package, docstrings
 from prepare.parts import plan
-from prepare.python_docs import Package, docstrings
 from shards import ConfigError, CorruptError
 
 
@@ -21,7 +21,7 @@ def test_local_files_are_named_from_their_common_folder_and_sorted(tmp_path: Pat
     for name in ("b/2.txt", "a/9.txt", "b/10.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    corpus = corpora.fetch(files(f"{tmp_path}/b/*.txt", f"{tmp_path}/a/9.txt", f"{tmp_path}/**/9.txt"), tmp_path)
+    corpus = pin.fetch(files(f"{tmp_path}/b/*.txt", f"{tmp_path}/a/9.txt", f"{tmp_path}/**/9.txt"), tmp_path)
     assert [source.name for source in corpus.sources] == ["a/9.txt", "b/10.txt", "b/2.txt"]
     assert [corpus.path(i).read_text() for i in range(3)] == ["a/9.txt", "b/10.txt", "b/2.txt"]
 
@@ -32,7 +32,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         f"corpus.files: no file matches '{tmp_path}/none*.parquet'",
         "to mend: check the path",
     ):
-        corpora.fetch(files(f"{tmp_path}/none*.parquet"), tmp_path)
+        pin.fetch(files(f"{tmp_path}/none*.parquet"), tmp_path)
 
 
 def test_a_missing_validation_file_is_blamed_on_its_own_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_a_missing_validation_file_is_blamed_on_its_own_field(tmp_path: Path, mo
         f"corpus.val_files: no file matches 'heldout.txt' (looked from {tmp_path})",
         "to mend: did you mean held-out.txt",
     ):
-        corpora.fetch(config, tmp_path)
+        pin.fetch(config, tmp_path)
 
 
 def test_a_folder_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_folder_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("none", r"none is a folder without files that can be read"),
     ):
         with pytest.raises(ConfigError, match=hint):
-            corpora.fetch(files(pattern), tmp_path)
+            pin.fetch(files(pattern), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_validation_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.Monk
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/data/*.txt",), val_files=(val,))
     if val == "held-out":  # a link without a suffix says nothing of the format
         with pytest.raises(ConfigError, match="held-out: unknown kind of file"):
-            corpora.fetch(config, tmp_path)
+            pin.fetch(config, tmp_path)
         return
-    corpus = corpora.fetch(config, tmp_path)
+    corpus = pin.fetch(config, tmp_path)
     found = [(corpus.path(i).read_text(), source.split) for i, source in enumerate(corpus.sources)]
     assert found == [("text of val.txt", "val"), ("text of a.txt", "train"), ("text of b.txt", "train")]
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_reached_again_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "texts" / "b.txt").symlink_to("deep/a.txt")
     (tmp_path / "texts" / "deep" / "up").symlink_to("..", target_is_directory=True)  # a circle
     said: list[str] = []
-    corpus = corpora.fetch(files(f"{tmp_path}/**/*.txt", f"{tmp_path}/texts/*.txt"), tmp_path, note=said.append)
+    corpus = pin.fetch(files(f"{tmp_path}/**/*.txt", f"{tmp_path}/texts/*.txt"), tmp_path, note=said.append)
     assert [source.name for source in corpus.sources] == ["deep/a.txt", "hard.txt"]
     assert said == [f"2 more paths lead to files that are read once: {tmp_path}/texts/b.txt, ..."]
 
@@ -101,47 +101,47 @@ def test_all_of_it_validation(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/*.txt",), val_files=(f"{tmp_path}/a.txt",))
     with pytest.raises(ConfigError, match=r"every file is among corpus\.val_files too"):
-        corpora.fetch(config, tmp_path)
+        pin.fetch(config, tmp_path)
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "gone.txt").symlink_to("missing")
     with pytest.raises(ConfigError, match=r"gone\.txt: is a link that leads nowhere"):
-        corpora.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
+        pin.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
     (tmp_path / "gone.txt").unlink()
     (tmp_path / "loop.txt").symlink_to("loop.txt")
     with pytest.raises(ConfigError, match=r"loop\.txt: is a link that leads in a circle"):
-        corpora.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
+        pin.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
 
 
 def test_a_named_corpus_is_taken_whole() -> None:
-    config = corpora.resolve(CorpusConfig(name="fineweb-10bt", text_column="body", revision="v1", keep_raw=False))
+    config = pin.resolve(CorpusConfig(name="fineweb-10bt", text_column="body", revision="v1", keep_raw=False))
     assert (config.text_column, config.revision, config.keep_raw) == ("body", "v1", False)
-    assert corpora.resolve(CorpusConfig(name="fineweb-10bt")).text_column == "text"
+    assert pin.resolve(CorpusConfig(name="fineweb-10bt")).text_column == "text"
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("a,b")
     with pytest.raises(ConfigError, match=r"a\.doc: unknown kind of file\ntext is read from \.parquet, \.jsonl, "):
-        corpora.fetch(files(f"{tmp_path}/a.doc"), tmp_path)
+        pin.fetch(files(f"{tmp_path}/a.doc"), tmp_path)
 
 
 def test_text_beside_tokens(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.bin").write_bytes(b"\1\0")
     with pytest.raises(ConfigError, match=r"some files are text and some are tokens, as b\.bin is"):
-        corpora.fetch(files(f"{tmp_path}/*"), tmp_path)
+        pin.fetch(files(f"{tmp_path}/*"), tmp_path)
 
 
 def test_no_files_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"corpus\.files is empty"):
-        corpora.fetch(files(), tmp_path)
+        pin.fetch(files(), tmp_path)
 
 
 def test_an_unknown_name() -> None:
     with pytest.raises(ConfigError, match=r"corpus\.name is 'fineweb', known are fineweb-100bt, .*, python-docs, and "):
-        corpora.resolve(CorpusConfig(name="fineweb"))
+        pin.resolve(CorpusConfig(name="fineweb"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_unknown_name() -> None:
     ],
 )
 def test_a_named_corpus(name: str, repo: str, pattern: str) -> None:
-    config = corpora.resolve(CorpusConfig(name=name, filters=("len(text) >= 1",)))
+    config = pin.resolve(CorpusConfig(name=name, filters=("len(text) >= 1",)))
     assert (config.kind, config.repo, config.files) == ("hub", repo, (pattern,))
     assert config.filters == ("len(text) >= 1",)
 
@@ -205,17 +205,17 @@ def test_python_docs_are_pinned_until_forced(tmp_path: Path, monkeypatch: pytest
     packages = {"a": Package("1.0", [module], "Description of a. " * 20)}
     monkeypatch.setattr(python_docs, "installed", lambda: packages)
     config = CorpusConfig(name="python-docs")
-    first = corpora.fetch(config, tmp_path / "raw")
+    first = pin.fetch(config, tmp_path / "raw")
     assert first.path(0).exists()
     assert first.record.details == {"a": "1.0"}
     packages["b"] = Package("2.0", [], "Description of b. " * 20)
-    again = corpora.fetch(config, tmp_path / "raw")
+    again = pin.fetch(config, tmp_path / "raw")
     assert (again.record, again.sources) == (first.record, first.sources)
-    assert corpora.fetch(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
+    assert pin.fetch(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
     path = tmp_path / "raw" / "python-docs.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(CorruptError, match=r"python-docs\.parquet: is not the [\d,]+ bytes with sha256:[0-9a-f]{64}"):
-        corpora.fetch(config, tmp_path / "raw")
+        pin.fetch(config, tmp_path / "raw")
 
 
 def test_what_is_installed_is_named_with_its_version() -> None:
@@ -237,7 +237,7 @@ def test_the_plan_covers_every_row_group_once(tmp_path: Path) -> None:
             row_group_size=70,
             use_dictionary=False,
         )
-    corpus = corpora.fetch(files(f"{tmp_path}/*.parquet"), tmp_path)
+    corpus = pin.fetch(files(f"{tmp_path}/*.parquet"), tmp_path)
     for part_tokens in (1_000, 30_000, 10_000_000):
         parts = list(plan(corpus, part_tokens))
         last_of = {part.source: part.index for part in parts}

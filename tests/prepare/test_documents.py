@@ -14,8 +14,8 @@ import pytest
 import xxhash
 from harness import complains
 
-from prepare.documents import read
-from prepare.rows import CHUNK_BYTES, open_parquet
+from prepare.text.documents import read
+from prepare.text.rows import CHUNK_BYTES, open_parquet
 from shards import ConfigError, CorruptError
 from shards.manifest import Counts
 

@@ -13,9 +13,9 @@ import pytest
 from harness import complains, files_no_longer_than
 from local_hub import Fault, LocalHub
 
-from prepare import download as downloading
-from prepare import hub as hubs
-from prepare.download import download, matches
+from prepare.corpus import download as downloading
+from prepare.corpus import hub as hubs
+from prepare.corpus.download import download, matches
 from shards import ConfigError, DiskError, NetworkError
 from shards.manifest import SourceRecord
 
@@ -89,7 +89,7 @@ def test_nothing_is_fetched_twice_after_a_cut(hub: LocalHub, pinned: Pinned, dat
 def test_after_sigkill_only_the_rest_is_fetched(hub: LocalHub, pinned: Pinned, data: bytes, tmp_path: Path) -> None:
     hub.slow = 0.02
     code = (
-        "import sys, threading; from pathlib import Path; from prepare import download, hub;"
+        "import sys, threading; from pathlib import Path; from prepare.corpus import download, hub;"
         "download.SEGMENT = 400_000;"
         "r = hub.listing('org/name', 'main', ['sample/10BT']);"
         "file = r.files['sample/10BT/000_00000.parquet'];"

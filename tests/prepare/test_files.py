@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prepare.files import ListedTree, LocalTree, fixed_folder, listed_files, local_files, matching
-from prepare.formats import kind_of
+from prepare.corpus.files import ListedTree, LocalTree, fixed_folder, listed_files, local_files, matching
+from prepare.text.formats import kind_of
 from shards import ConfigError, HostError
 
 PATHS = [

@@ -12,9 +12,9 @@ import pytest
 import zstandard
 from tables import ALL, PACK, ROWS, TEXTUAL, arrow, big_window, documents, parquet, written
 
-from prepare.documents import read
-from prepare.formats import COMPRESSED, FORMATS, bytes_per_token, cut_of, kind_of, unknown
-from prepare.rows import CHUNK_BYTES
+from prepare.text.documents import read
+from prepare.text.formats import COMPRESSED, FORMATS, bytes_per_token, cut_of, kind_of, unknown
+from prepare.text.rows import CHUNK_BYTES
 from shards import ConfigError, CorruptError
 
 each_format = pytest.mark.parametrize("name", ALL)

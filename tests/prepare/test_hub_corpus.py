@@ -13,7 +13,7 @@ from harness import command, parquet, prepared, tree
 from local_hub import Fault, LocalHub
 
 from pipeline.config import load
-from prepare import download as downloading
+from prepare.corpus import download as downloading
 from shards import Manifest, MillpondError, NetworkError, TokenFolder
 
 TOML = """
@@ -112,8 +112,8 @@ def test_the_lock_says_what_was_asked(hub: LocalHub, tmp_path: Path) -> None:
 
 def test_the_next_file_comes_while_this_one_is_read(hub: LocalHub, tmp_path: Path) -> None:
     """The second is asked for although only the first was wanted; what is under way ends when the corpus is closed."""
-    from prepare import corpora
     from prepare.config import CorpusConfig
+    from prepare.corpus import pin
 
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
     put_off = threading.Event()
@@ -123,7 +123,7 @@ def test_the_next_file_comes_while_this_one_is_read(hub: LocalHub, tmp_path: Pat
             put_off.set()
 
     hub.faults = [Fault("503", -1, retry_after="60", path="1.parquet")]
-    corpus = corpora.fetch(config, tmp_path / "all", note=note)
+    corpus = pin.fetch(config, tmp_path / "all", note=note)
     assert corpus.path(0).name == "0.parquet"
     assert put_off.wait(60)
     corpus.close()
@@ -133,11 +133,11 @@ def test_the_next_file_comes_while_this_one_is_read(hub: LocalHub, tmp_path: Pat
 
 
 def test_what_is_enough_is_not_fetched_ahead(hub: LocalHub, tmp_path: Path) -> None:
-    from prepare import corpora
     from prepare.config import CorpusConfig
+    from prepare.corpus import pin
 
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
-    corpus = corpora.fetch(config, tmp_path / "some", max_tokens=1000)
+    corpus = pin.fetch(config, tmp_path / "some", max_tokens=1000)
     assert corpus.wanted == 1
     corpus.path(0)
     corpus.close()  # every request that was made is in the log by now
@@ -226,11 +226,11 @@ def test_a_killed_prepare_asks_only_for_files_that_are_not_sealed(hub: LocalHub,
 
 
 def test_files_that_another_recipe_reads_are_left(hub: LocalHub, tmp_path: Path) -> None:
-    from prepare import corpora
     from prepare.config import CorpusConfig
+    from prepare.corpus import pin
 
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",), keep_raw=False)
-    one, other = (corpora.fetch(config, tmp_path / "raw" / "web") for _ in range(2))
+    one, other = (pin.fetch(config, tmp_path / "raw" / "web") for _ in range(2))
     path = one.path(0)
     assert other.path(0) == path
     one.release(0)
@@ -261,7 +261,7 @@ def test_a_file_replaced_under_a_reader(
     hub: LocalHub, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By another process that pinned a newer commit: what was read of both is not published."""
-    from prepare.builder import Builder
+    from prepare.part_builder import Builder
 
     build, replaced = Builder.build, []
 
@@ -327,7 +327,7 @@ def test_halves_that_a_kill_left_beside_the_whole_file_are_removed(hub: LocalHub
         "    if self.suffix == '.part': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(self, *a, **k)\n"
         "Path.unlink = unlink\n"
-        "from pipeline.cli import main; main(sys.argv[1:])"
+        "from pipeline.cli.main import main; main(sys.argv[1:])"
     )
     arguments = [str(each) for each in ("prepare", toml, "--home", tmp_path / "home")]
     killed = subprocess.run([command()[0], "-c", code, *arguments], capture_output=True, check=False)
@@ -341,13 +341,13 @@ def test_halves_that_a_kill_left_beside_the_whole_file_are_removed(hub: LocalHub
 
 
 def test_a_download_says_how_far_it_is(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prepare import corpora, progress
     from prepare.config import CorpusConfig
+    from prepare.corpus import pin, progress
 
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
     for home, said in (("all", list[str]()), ("all", list[str]())):
-        corpus = corpora.fetch(config, tmp_path / home, note=said.append)
+        corpus = pin.fetch(config, tmp_path / home, note=said.append)
         for i in range(3):
             corpus.path(i)
         corpus.close()
@@ -362,8 +362,8 @@ def test_a_download_says_how_far_it_is(hub: LocalHub, tmp_path: Path, monkeypatc
 
 
 def test_what_an_earlier_process_left_counts(hub: LocalHub, tmp_path: Path) -> None:
-    from prepare import hub as hubs
-    from prepare.download import download
+    from prepare.corpus import hub as hubs
+    from prepare.corpus.download import download
 
     found = hubs.listing("org/web", "main", ["sample"])
     file = found.files["sample/0.parquet"]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from local_hub import LocalHub, _Handler
 
-from prepare import corpora
-from prepare import hub as hub_requests
 from prepare.config import CorpusConfig
+from prepare.corpus import hub as hub_requests
+from prepare.corpus import pin
 from shards import ConfigError, MillpondError, NetworkError, RefusedError
-from shards.hub_access import endpoint
+from shards.sharing.hub_access import endpoint
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
         yield local
 
 
-def pin(folder: Path, files: str = "data/*.jsonl", val_files: tuple[str, ...] = ()) -> list[str]:
+def pinned(folder: Path, files: str = "data/*.jsonl", val_files: tuple[str, ...] = ()) -> list[str]:
     config = CorpusConfig(kind="hub", repo="me/set", files=(files,), val_files=val_files)
-    corpus = corpora.fetch(config, folder / "raw")
+    corpus = pin.fetch(config, folder / "raw")
     corpus.close()
     return [source.name for source in corpus.sources]
 
@@ -47,7 +47,7 @@ def test_an_answer_that_is_not_the_hubs(
 ) -> None:
     monkeypatch.setattr(_Handler, "serve_api", lambda self, *_: self.reply(200, *answer))
     with pytest.raises(NetworkError, match="the answer about me/set is not the Hub's"):
-        pin(tmp_path)
+        pinned(tmp_path)
 
 
 @pytest.mark.parametrize("secret", ["\u201chf_abc\u201d", "hf_\u00e9", "hf_\u200babc"])
@@ -57,7 +57,7 @@ def test_a_token_that_cannot_be_sent(
     monkeypatch.setenv("HF_TOKEN", secret)
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
     with pytest.raises(ConfigError, match="HF_TOKEN has a character that no token has"):
-        pin(tmp_path)
+        pinned(tmp_path)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -66,28 +66,28 @@ def test_a_token_that_is_kept_back(hub: LocalHub, tmp_path: Path, monkeypatch: p
     headers = {"X-Error-Message": "Please log in"}
     monkeypatch.setattr(_Handler, "serve_api", lambda self, *_: self.reply(status, {}, headers))
     with pytest.raises(NetworkError, match=r"Please log in[^!]*MILLPOND_TRUST_ENDPOINT=1"):
-        pin(tmp_path)
+        pinned(tmp_path)
 
 
 @pytest.mark.parametrize("pattern", ["missing/*.jsonl", "data/missing/a.jsonl", "data/x*.jsonl"])
 def test_the_field_that_is_meant_is_blamed(hub: LocalHub, tmp_path: Path, pattern: str) -> None:
     hub.commit("me/set", {"data/a.jsonl": b"{}"})
     with pytest.raises(ConfigError, match=r"no file matches [^!]*check corpus\.val_files"):
-        pin(tmp_path, val_files=(pattern,))
+        pinned(tmp_path, val_files=(pattern,))
 
 
 @pytest.mark.parametrize("length", [1001, 1100, 2000])
 def test_a_name_that_the_lock_cannot_hold_is_not_pinned(hub: LocalHub, tmp_path: Path, length: int) -> None:
     hub.commit("me/set", {"data/" + "n" * (length - 11) + ".jsonl": b"{}", "data/a.jsonl": b"{}"})
     with pytest.raises(ConfigError, match=f"a name of {length:,} characters"):
-        pin(tmp_path)
+        pinned(tmp_path)
     assert not (tmp_path / "raw/lock.json").exists()
-    assert pin(tmp_path, "data/a.jsonl") == ["data/a.jsonl"]
+    assert pinned(tmp_path, "data/a.jsonl") == ["data/a.jsonl"]
 
 
 def local(*patterns: str) -> MillpondError:
     with pytest.raises(ConfigError) as caught:
-        corpora.fetch(CorpusConfig(kind="files", files=patterns), Path("raw"))
+        pin.fetch(CorpusConfig(kind="files", files=patterns), Path("raw"))
     return caught.value
 
 
@@ -120,20 +120,20 @@ def test_terms_that_are_not_accepted(hub: LocalHub, tmp_path: Path, monkeypatch:
     with pytest.raises(
         NetworkError, match=rf"It is gated\n.*terms.*\n.*accept the terms at {hub.url}/datasets/me/set,"
     ):
-        pin(tmp_path)
+        pinned(tmp_path)
 
 
 def test_patterns_with_spaces_are_told_apart(hub: LocalHub, tmp_path: Path) -> None:
     hub.commit("me/set", {f"{name}.txt": b"a text\n" * 9 for name in ("a", "b", "a b")})
     lock = tmp_path / "raw" / "lock.json"
-    assert pin(tmp_path, "a b.txt") == ["a b.txt"]
+    assert pinned(tmp_path, "a b.txt") == ["a b.txt"]
     both = CorpusConfig(kind="hub", repo="me/set", files=("a", "b.txt"))
     with pytest.raises(RefusedError, match="pinned with another files"):
-        corpora.fetch(both, tmp_path / "raw")
+        pin.fetch(both, tmp_path / "raw")
     text = lock.read_text()
     lock.write_text(text.replace(r'"[\"a b.txt\"]"', '"a b.txt"'))  # as earlier versions spelled it
     assert lock.read_text() != text
-    assert pin(tmp_path, "a b.txt") == ["a b.txt"]
+    assert pinned(tmp_path, "a b.txt") == ["a b.txt"]
 
 
 def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,14 +142,14 @@ def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(NetworkError, match=r"cannot list me/set: .*timed out"):
-            pin(tmp_path)
+            pinned(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["hf-mirror.com", "localhost:8080", "http://", "//hf-mirror.com/", "file:///tmp"])
 def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", given)
     with pytest.raises(ConfigError, match=f"^HF_ENDPOINT is '{given}', which is no address of a server"):
-        pin(tmp_path)
+        pinned(tmp_path)
 
 
 def test_an_empty_endpoint_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

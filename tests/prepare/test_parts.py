@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from harness import tree
 
-from prepare import formats
 from prepare.config import CorpusConfig
-from prepare.corpora import fetch
+from prepare.corpus.pin import fetch
 from prepare.parts import WHOLE, Piece, cut_by_sample, joins_or_cuts, plan
-from prepare.vocabulary import gpt2
+from prepare.text import formats
+from prepare.tokens.vocabulary import gpt2
 from shards import Manifest, RefusedError, TokenFolder, verify
 from shards.manifest import MAX_BYTES, PartRecord, PlanRecord, SourceRecord
 

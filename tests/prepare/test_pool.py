@@ -57,7 +57,7 @@ def test_a_worker_that_cannot_start_shows_its_own_error(tiny_toml: Path, tmp_pat
         "    [path.unlink(missing_ok=True) for path in job.folder.glob('tokenizer.*')]\n"
         "    return real(job, *rest)\n"
         "pool._Worker = worker\n"
-        "if __name__ == '__main__': from pipeline.cli import main; main(sys.argv[1:])"
+        "if __name__ == '__main__': from pipeline.cli.main import main; main(sys.argv[1:])"
     )
     arguments = [str(each) for each in ("prepare", tiny_toml, *MANY, "--home", tmp_path)]
     done = subprocess.run([command()[0], "-c", code, *arguments], capture_output=True, text=True, timeout=120)
@@ -85,7 +85,7 @@ def test_modules_of_the_working_folder_are_not_imported(tiny_toml: Path, tmp_pat
     names = ("signal", "types", "struct", "socket", "queue", "json", "numpy", "train", "shards", "prepare")
     for name in names:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the working folder was run')")
-    entry = "import sys; from pipeline.cli import main; main(sys.argv[1:])"  # with -P as a console script
+    entry = "import sys; from pipeline.cli.main import main; main(sys.argv[1:])"  # with -P as a console script
     done = subprocess.run(
         [
             command()[0],
@@ -109,7 +109,7 @@ def test_modules_of_the_working_folder_are_not_imported(tiny_toml: Path, tmp_pat
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pipeline import cli; from pipeline.stages import Pipeline\n"
+        "import sys, time; from pipeline.cli import main as cli; from pipeline.stages import Pipeline\n"
         "def stuck(self):\n"
         "    try: print('ready', flush=True); time.sleep(60)\n"
         "    finally: print('waiting', flush=True); time.sleep(60)\n"

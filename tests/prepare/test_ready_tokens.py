@@ -9,7 +9,7 @@ import pytest
 import xxhash
 from harness import tree
 
-from prepare import vocabulary
+from prepare.tokens import vocabulary
 from shards import ConfigError, Manifest, ShardHeader, TokenFolder, verify
 from shards.errors import CorruptError
 from shards.interop import export

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from tables import ALL, arrow, big_window, parquet, written
 
-from prepare import rows
-from prepare.documents import read
+from prepare.text import rows
+from prepare.text.documents import read
 from shards import ConfigError, CorruptError, HostError
 
 each_format = pytest.mark.parametrize("name", ALL)
@@ -65,7 +65,7 @@ def test_a_window_that_does_not_fit_in_memory(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from prepare.documents import read
+from prepare.text.documents import read
 from shards import HostError
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (512 << 20), -1))

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from prepare import corpora, hub
 from prepare.config import CorpusConfig
-from prepare.repo import parse_repo
+from prepare.corpus import hub, pin
+from prepare.corpus.repo import parse_repo
 from shards import ConfigError, CorruptError
 from shards.manifest import SourceRecord
 
@@ -75,7 +75,7 @@ def test_a_mirror_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_named_as_well_has_its_own_field() -> None:
     def resolved(repo: str, **fields: object) -> CorpusConfig:
-        return corpora.resolve(CorpusConfig(kind="hub", repo=repo, **fields))  # type: ignore[arg-type]
+        return pin.resolve(CorpusConfig(kind="hub", repo=repo, **fields))  # type: ignore[arg-type]
 
     plain = resolved("me/set", files=("data/*.parquet",), revision="v1")
     assert resolved(f"{HUB}/me/set/tree/v1/data", files=("*.parquet",)) == plain
@@ -98,7 +98,7 @@ def test_a_dataset_without_an_owner_is_pinned_and_read_again(tmp_path: Path, mon
     monkeypatch.setattr(hub, "listing", lambda *_: listing)
     config = CorpusConfig(kind="hub", repo=f"{HUB}/gsm8k", files=("data/*.jsonl",))
     for force in (False, False, True):
-        corpus = corpora.fetch(config, tmp_path / "raw", force=force)
+        corpus = pin.fetch(config, tmp_path / "raw", force=force)
         assert corpus.record.details == {"repo": "gsm8k", "commit": commit} and corpus.sources == [file]
         corpus.close()
 
@@ -108,5 +108,5 @@ def test_a_lock_that_could_not_be_read_again_is_not_written(tmp_path: Path, monk
     monkeypatch.setattr(hub, "listing", lambda *_: hub.Repository("no commit", "", {file.name: file}))
     config = CorpusConfig(kind="hub", repo="me/set", files=("*.jsonl",))
     with pytest.raises(CorruptError, match=r"lock\.json: pins what cannot be: "):
-        corpora.fetch(config, tmp_path / "raw")
+        pin.fetch(config, tmp_path / "raw")
     assert not (tmp_path / "raw" / "lock.json").exists()

@@ -11,7 +11,7 @@ import pytest
 import xxhash
 from harness import tree
 
-from prepare.screen import contains, parse_filters
+from prepare.text.filters import contains, parse_filters
 from shards import ConfigError, Manifest, TokenFolder, verify
 from shards.errors import RefusedError
 

@@ -6,7 +6,7 @@ import msgspec
 from huggingface_hub import DatasetCard
 
 from shards import Manifest
-from shards.card import card
+from shards.sharing.card import card
 
 
 def test_the_card_is_what_the_hub_reads(tiny_folder: Path) -> None:

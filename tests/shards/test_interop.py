@@ -10,7 +10,7 @@ from foreign import EOT, folder_of, llmc, megatron, nanogpt, npy, read, record_o
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prepare import vocabulary
+from prepare.tokens import vocabulary
 from shards import (
     CorruptError,
     TokenFolder,

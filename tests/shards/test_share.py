@@ -18,10 +18,10 @@ from harness import complains, tree
 from local_hub import Fault, LocalHub
 
 from shards import CorruptError, Manifest, NetworkError, RefusedError, TokenFolder, verify
-from shards import place as places
-from shards.card import card
 from shards.manifest import folder_name
-from shards.share import pull, push
+from shards.sharing import place as places
+from shards.sharing.card import card
+from shards.sharing.sync import pull, push
 
 # huggingface_hub hands files to its HTTP library in a way that the library no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
@@ -151,7 +151,7 @@ def test_after_sigkill_only_the_rest_is_fetched(hub: LocalHub, tiny_folder: Path
     push(tiny_folder, HUB, print)
     whole = sum(len(data) for name, data in tree(tiny_folder).items() if not name.endswith(".json"))
     code = (
-        "import sys; from pathlib import Path; from shards import place, share;"
+        "import sys; from pathlib import Path; from shards.sharing import place, sync as share;"
         "place.CHUNK = 8192; share.pull(sys.argv[1], Path(sys.argv[2]), print)"
     )
     here = tmp_path / "here"

@@ -11,7 +11,7 @@ import pytest
 from harness import complains, tree
 
 from shards import CorruptError, DiskError, Manifest, NetworkError, RefusedError
-from shards.share import pull, push
+from shards.sharing.sync import pull, push
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from prepare import vocabulary
-from prepare.documents import Batch, clean
-from prepare.encode import FastokensEngine, TiktokenEngine
+from prepare.text.documents import Batch, clean
+from prepare.tokens import vocabulary
+from prepare.tokens.encode import FastokensEngine, TiktokenEngine
 from shards import CorruptError, RefusedError, Tokenizer
 
 NASTY = [

@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 from harness import complains
 
-from prepare import vocabulary
-from prepare.documents import clean
+from prepare.text.documents import clean
+from prepare.tokens import vocabulary
 from shards import ConfigError, CorruptError, Tokenizer
 from shards.tokenizer import EOT_TEXT
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from train import trial
-from train.fitting import Failed, Fit, Tell, measure
+from train.micro_batch import Failed, Fit, Tell, measure
 
 
 def measure_briefly(tell: Tell, *arguments: Any) -> Fit | Failed:

@@ -7,7 +7,7 @@ import pynvml
 import pytest
 import torch
 
-from train.gpus import Gpu
+from train.machine.gpus import Gpu
 
 RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", "GPU-3090", (8, 6), 24_000_000_000, 25_769_803_776)
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", (8, 9), 24_000_000_000, 25_769_803_776)

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Recipe
-from pipeline.layout import Layout
+from pipeline.home.layout import Layout
 from pipeline.stages import Pipeline
 from pipeline.terminal import Terminal
-from prepare.python_docs import docstrings
+from prepare.corpus.python_docs import docstrings
 from shards.errors import MillpondError
-from train.metrics import read_rows
+from train.telemetry.metrics import read_rows
 
 TINY = """
 [corpus]
@@ -132,7 +132,7 @@ def complains(kind: type[MillpondError], *lines: str) -> Iterator[None]:
 
 def command(*arguments: object) -> list[str]:
     """The command line that runs millpond as a user would."""
-    return [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "pipeline.cli.main", *map(str, arguments)]
 
 
 def millpond(*arguments: object) -> subprocess.CompletedProcess[str]:

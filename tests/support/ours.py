@@ -2,11 +2,11 @@
 
 import torch
 
-from train.compile import compile_model, wants_compile
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.device import autocast, loss_scaler, resolve_precision
-from train.model import Model
-from train.optim import Optimizers
+from train.machine.compile import compile_model, wants_compile
+from train.machine.device import autocast, loss_scaler, resolve_precision
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.step import Stepper
 
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from shards.errors import HostError, Interrupted
-from train import reducer
 from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.data.batch import Batch
+from train.data.sources import Source
 from train.evaluate import Evaluation
 from train.job import Job
-from train.loader import Batch
 from train.loop import Trainer
-from train.model import Model
-from train.optim import Optimizers
-from train.sources import Source
+from train.machine import reducer
+from train.machine.ranks import World
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.step import Stepper, StepResult
-from train.world import World
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=32, seq_len=16)
 SEQUENCES = 8  # of a step

@@ -64,7 +64,7 @@ def _as_rank(
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
     }
-    from train.world import joined
+    from train.machine.ranks import joined
 
     faulthandler.dump_traceback_later(LONGEST, exit=True)  # a rank that fails alone leaves the other waiting
     try:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from train.config import ModelConfig, OptimConfig
-from train.loader import Batch
-from train.model import Model
-from train.optim import Optimizers
+from train.data.batch import Batch
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.step import Stepper
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=32, seq_len=16)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from prepare.documents import read
-from prepare.formats import FORMATS, kind_of
-from prepare.rows import open_parquet
-from prepare.screen import parse_filters
+from prepare.text.documents import read
+from prepare.text.filters import parse_filters
+from prepare.text.formats import FORMATS, kind_of
+from prepare.text.rows import open_parquet
 from shards.manifest import Counts
 
 Table = dict[str, list[Any]]

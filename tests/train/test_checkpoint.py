@@ -12,8 +12,9 @@ import torch
 from harness import files_no_longer_than, tree
 
 from shards import CorruptError, DiskError, HostError
-from train import checkpoint as checkpoints
-from train.checkpoint import (
+from train.data.windows import LoaderState
+from train.state import checkpoint as checkpoints
+from train.state.checkpoint import (
     BEST,
     Best,
     Checkpoint,
@@ -27,7 +28,6 @@ from train.checkpoint import (
     save,
     steps,
 )
-from train.windows import LoaderState
 
 
 def make(step: int, best: Best | None = None) -> Checkpoint:

@@ -15,11 +15,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor.graph import GraphLowering
 
-from train.compile import OrEager, compile_model, wants_compile
 from train.config import TrainConfig
 from train.job import Job
 from train.loop import Trainer
-from train.model import Model
+from train.machine.compile import OrEager, compile_model, wants_compile
+from train.model.gpt import Model
 
 pytestmark = [  # torch's own, while it compiles
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -109,7 +109,7 @@ def test_a_backward_graph_that_cannot_be_compiled_is_eager(
     assert found == pytest.approx(expected, abs=1e-6)
     assert torch.allclose(weights(ours), weights(plain), atol=1e-5)
     assert isinstance(ours.model.compiled_hidden, OrEager) and not ours.model.compiled_hidden.is_compiled
-    (said,) = (record.getMessage() for record in caplog.records if record.name == "train.compile")
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "train.machine.compile")
     assert "torch.compile failed on hidden()" in said and "shared memory" in said
 
 

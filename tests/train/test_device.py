@@ -6,8 +6,8 @@ from gpus import P100, RTX_3090, RTX_4090, T4, UNUSABLE, V100, Machine
 from harness import complains
 
 from shards import HostError
-from train.device import devices_here, pick_device
-from train.gpus import Gpu
+from train.machine.device import devices_here, pick_device
+from train.machine.gpus import Gpu
 
 
 @pytest.fixture(autouse=True)

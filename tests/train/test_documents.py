@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shards import TokenFolder
-from train import documents as documents_
-from train.compile import compile_model
 from train.config import ModelConfig, OptimConfig
-from train.documents import attend, attended, ends_of, of_rows
+from train.data.batch import Batch
+from train.data.documents import ends_of, of_rows
+from train.data.windows import FolderWindows
 from train.evaluate import evaluate
-from train.loader import Batch
-from train.model import Model
-from train.optim import Optimizers
+from train.machine.compile import compile_model
+from train.model import attention
+from train.model.attention import attend, attended
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.step import Stepper
-from train.windows import FolderWindows
 
 VOCAB, T = 100, 24
 STARTS = [5, 6, 20, T + 11, 2 * T + 1, 2 * T + 23]  # in a batch of four, whose last row is one document
@@ -142,7 +143,7 @@ def in_pieces(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, same: Tensor, longe
 
 
 def test_both_ways_to_attend_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_, "_VARLEN", in_pieces)
+    monkeypatch.setattr(attention, "_VARLEN", in_pieces)
     documents = batch().documents
     assert documents is not None
     q, k, v = torch.randn(3, 4, 2, T, 8, generator=torch.Generator().manual_seed(0)).unbind()
@@ -152,8 +153,8 @@ def test_both_ways_to_attend_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torch_has_the_attention_that_looks_back_only() -> None:
-    assert documents_._VARLEN is not None
-    assert documents_._VARLEN.keywords in ({"window_size": (-1, 0)}, {"is_causal": True})
+    assert attention._VARLEN is not None
+    assert attention._VARLEN.keywords in ({"window_size": (-1, 0)}, {"is_causal": True})
 
 
 @pytest.mark.slow

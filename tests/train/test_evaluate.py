@@ -10,10 +10,10 @@ import torch
 
 from shards import TokenFolder
 from train.config import ModelConfig
+from train.data.windows import FolderWindows
 from train.evaluate import evaluate
-from train.model import Model
+from train.model.gpt import Model
 from train.sample import generate
-from train.windows import FolderWindows
 
 CONFIG = ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32)
 

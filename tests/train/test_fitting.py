@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.fitting import Failed, Fit, best_fit, choose, estimated_micro_batch, in_child, search
+from train.micro_batch import Failed, Fit, best_fit, choose, estimated_micro_batch, in_child, search
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32)
 TRAIN = TrainConfig(steps=1, batch_tokens=32 * 12)
@@ -52,7 +52,7 @@ def test_the_first_size_is_timed_again() -> None:
 
 def test_real_steps_in_a_process_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     """On the CPU, without a limit: the path is the one a GPU takes."""
-    caplog.set_level("INFO", "train.fitting")
+    caplog.set_level("INFO", "train.micro_batch")
     before = torch.get_rng_state()
     fit = in_child(finder_work.measure_briefly, MODEL, OptimConfig(), TRAIN, 100, "cpu", 3)
     assert isinstance(fit, Fit)
@@ -121,7 +121,7 @@ def test_what_was_found_is_remembered_for_the_same_case(
         best_fit(MODEL, OptimConfig(), train, vocab_size, said_to_be_there, cache)
         return len(answers)
 
-    monkeypatch.setattr("train.fitting.in_child", lambda *_: answers.pop())
+    monkeypatch.setattr("train.micro_batch.in_child", lambda *_: answers.pop())
     assert [find(), find(), find(vocab_size=200), find(), find(vocab_size=200)] == [3, 3, 2, 2, 2]
     assert find(msgspec.structs.replace(TRAIN, document_mask=True)) == 1
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 24 << 30))  # another process has come
@@ -140,7 +140,7 @@ def test_an_answer_that_cannot_be_kept_is_used(
     """In somebody else's home, which can be read."""
     (tmp_path / "home").write_text("no folder")
     found = Fit(micro_batch=4, eval_batch=8)
-    monkeypatch.setattr("train.fitting.in_child", lambda *_: found)
+    monkeypatch.setattr("train.micro_batch.in_child", lambda *_: found)
     assert best_fit(MODEL, OptimConfig(), TRAIN, 100, said_to_be_there, tmp_path / "home" / "fits.json") == found
     assert "will be measured again next time" in caplog.text
 

@@ -7,8 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import ModelConfig
-from train.flops import CARDS, FP16_CARDS, card_of, flops_per_token, measured_peak, peak
-from train.model import Model
+from train.model.gpt import Model
+from train.telemetry.flops import CARDS, FP16_CARDS, card_of, flops_per_token, measured_peak, peak
 
 CPU = torch.device("cpu")
 B, T, V = 2, 32, 128  # a vocabulary that is not padded: the padding is computed too, and is no use
@@ -109,8 +109,8 @@ def test_the_table_or_a_measurement(
     name: str, precision: torch.dtype, expected: tuple[float, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that says it is CUDA and has this name; nothing is computed on it."""
-    monkeypatch.setattr("train.flops.device_name", lambda _: name)
-    monkeypatch.setattr("train.flops.measured_peak", lambda *_: 1.0)
+    monkeypatch.setattr("train.telemetry.flops.device_name", lambda _: name)
+    monkeypatch.setattr("train.telemetry.flops.measured_peak", lambda *_: 1.0)
     assert peak(torch.device("cuda"), precision) == expected
 
 

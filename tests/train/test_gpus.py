@@ -3,7 +3,7 @@
 import pytest
 from gpus import RTX_3090, RTX_4090, V100, Machine
 
-from train.gpus import Build, Driver, Gpu, read_driver, why_none, why_not
+from train.machine.gpus import Build, Driver, Gpu, read_driver, why_none, why_not
 
 HIDDEN = "which hides every GPU"
 

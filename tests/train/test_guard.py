@@ -8,8 +8,8 @@ import torch
 from steps import Fixed, stepper, weights
 
 from train.config import ModelConfig, OptimConfig
-from train.guard import RECENT, Guard
-from train.loader import Batch
+from train.data.batch import Batch
+from train.state.guard import RECENT, Guard
 from train.step import Stepper
 
 CPU = torch.device("cpu")

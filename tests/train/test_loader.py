@@ -16,9 +16,9 @@ from streams import counting_stream
 
 from shards import RefusedError, TokenFolder
 from shards.reader import Tokens
-from train.loader import DEPTH, HANDFUL, TokenLoader
-from train.slots import Slot
-from train.windows import FolderWindows, position_of, window_count
+from train.data.loader import DEPTH, HANDFUL, TokenLoader
+from train.data.staging import Slot
+from train.data.windows import FolderWindows, position_of, window_count
 
 
 @settings(deadline=None, max_examples=40)
@@ -212,8 +212,8 @@ def test_a_slow_disk_is_told_what_comes_next(tmp_path: Path, monkeypatch: pytest
             announced.append(position)
             super().will_need(position, count)
 
-    monkeypatch.setattr("train.loader._reads_waited_for", lambda: faults)
-    monkeypatch.setattr("train.loader.COLD", 10)
+    monkeypatch.setattr("train.data.loader._reads_waited_for", lambda: faults)
+    monkeypatch.setattr("train.data.loader.COLD", 10)
     with TokenLoader(Slow(counting_stream(tmp_path, [3000, 3000]), 10, 0), 2, world_size=2, rank=1) as loader:
         for _ in range(40):
             loader.next()
@@ -261,8 +261,8 @@ def test_the_thread_uses_the_gpu_of_its_process(tmp_path: Path, monkeypatch: pyt
 
     on_which: list[torch.device | None] = []
     monkeypatch.setattr(torch.cuda, "device", on)
-    monkeypatch.setattr("train.loader.SideStream", lambda _: Side())
-    monkeypatch.setattr("train.loader.CudaSlot", lambda *size_and_place: Sent(*size_and_place[:3]))
+    monkeypatch.setattr("train.data.loader.SideStream", lambda _: Side())
+    monkeypatch.setattr("train.data.loader.CudaSlot", lambda *size_and_place: Sent(*size_and_place[:3]))
     device = torch.device("cuda", 1)
     with TokenLoader(FolderWindows(counting_stream(tmp_path, [1000]), 10, 0), 1, device=device) as loader:
         until_ready(loader, DEPTH + HANDFUL)

@@ -12,14 +12,13 @@ import pytest
 from harness import results
 
 from shards.errors import ConfigError, RefusedError
-from train import checkpoint as checkpoints
-from train.checkpoint import steps
 from train.config import EarlierLength, ModelConfig, OptimConfig, TrainConfig
+from train.data.sources import Source
 from train.job import Job
 from train.loop import Trainer
-from train.ramp import Ramp
-from train.schedule import lr_factor
-from train.sources import Source
+from train.schedule import Ramp, lr_factor
+from train.state import checkpoint as checkpoints
+from train.state.checkpoint import steps
 
 MODEL = ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32, dropout=0.1)
 SHORT = TrainConfig(

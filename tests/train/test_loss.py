@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train import loss as chunked
-from train.loss import linear_cross_entropy
+from train.model import loss as chunked
+from train.model.loss import linear_cross_entropy
 
 VOCAB, PADDED, WIDTH = 321, 384, 24
 
@@ -76,7 +76,7 @@ def test_a_second_backward_is_refused() -> None:
 
 PEAK = """
 import resource, torch
-from train.loss import linear_cross_entropy
+from train.model.loss import linear_cross_entropy
 torch.set_num_threads(1)
 hidden, weight = torch.randn(8192, 16, requires_grad=True), torch.randn(32768, 16, requires_grad=True)
 targets = torch.randint(32768, (8192,))

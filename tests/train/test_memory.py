@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.memory import cap_memory, is_out_of_memory
+from train.machine.memory import cap_memory, is_out_of_memory
 
 
 @pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cuda", 1)], ids=str)

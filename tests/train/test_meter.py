@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from train.config import ModelConfig
-from train.loader import Stats
-from train.meter import Meter
-from train.power import CardPower, open_meters
+from train.data.loader import Stats
+from train.telemetry.meter import Meter
+from train.telemetry.power import CardPower, open_meters
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32)
 CPU = torch.device("cpu")

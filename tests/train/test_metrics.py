@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shards import CorruptError
-from train.metrics import RowLog, read_rows
+from train.telemetry.metrics import RowLog, read_rows
 
 
 def line(step: int) -> bytes:

@@ -8,8 +8,8 @@ import torch
 
 from pipeline.config import load
 from train.config import ModelConfig, OptimConfig
-from train.model import Model
-from train.optim import Optimizers
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 
 VOCAB = 321
 SIZES = {"n_layer": 3, "n_head": 4, "d_model": 64, "seq_len": 48}

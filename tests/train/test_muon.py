@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from train import muon
-from train.muon import Muon, orthogonalize
+from train.optim import muon
+from train.optim.muon import Muon, orthogonalize
 
 SHAPES = [(32, 32), (32, 32), (96, 32), (32, 96), (96, 32), (48, 16), (32, 32)]
 

@@ -8,9 +8,9 @@ from steps import CONFIG, stepper
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from train.config import ModelConfig, OptimConfig
-from train.documents import of_rows
-from train.guard import Guard
-from train.loader import Batch
+from train.data.batch import Batch
+from train.data.documents import of_rows
+from train.state.guard import Guard
 from train.step import StepResult
 
 CPU = torch.device("cpu")

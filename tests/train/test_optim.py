@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from train.config import ModelConfig, OptimConfig
-from train.model import Model
-from train.optim import Optimizers
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
 from train.schedule import momentum
 
 SIZES = {"n_layer": 2, "n_head": 2, "d_model": 32, "seq_len": 16}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.order import CHUNK, ORDER_VERSION, Permutation, WindowOrder
+from train.data.order import CHUNK, ORDER_VERSION, Permutation, WindowOrder
 
 
 @settings(deadline=None, max_examples=100)
@@ -51,7 +51,9 @@ def test_sequential_is_the_stream_again_and_again() -> None:
 
 def test_reading_ahead_into_the_next_chunk_computes_neither_again(monkeypatch: pytest.MonkeyPatch) -> None:
     order, computed = WindowOrder(3 * CHUNK, 1), []
-    monkeypatch.setattr("train.order.Permutation", lambda *of: computed.append(of) or (lambda positions: positions))
+    monkeypatch.setattr(
+        "train.data.order.Permutation", lambda *of: computed.append(of) or (lambda positions: positions)
+    )
     for position in range(0, 2 * CHUNK, 32):
         order.at(position, 32)
         order.at(position + 128, 32)

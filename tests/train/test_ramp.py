@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from shards.errors import ConfigError
 from train.config import ModelConfig, TrainConfig
-from train.model import Model
-from train.ramp import Ramp, rank_share
+from train.model.gpt import Model
+from train.schedule import Ramp, rank_share
 
 MODEL = ModelConfig(seq_len=32)
 sizes = st.integers(1, 40).map(lambda sequences: 32 * sequences)

@@ -11,7 +11,7 @@ from rank_work import Failure
 from ranks import Ranks, ranks
 from steps import stepper
 
-from train.world import World
+from train.machine.ranks import World
 
 SMALL = 2000  # bytes of a bucket: most gradients are larger
 

@@ -3,7 +3,7 @@
 import pytest
 
 from train.config import TrainConfig
-from train.rehearsal import evaluation_tokens
+from train.dry_run import evaluation_tokens
 
 
 @pytest.mark.parametrize(

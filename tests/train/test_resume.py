@@ -14,15 +14,16 @@ import pytest
 from harness import command, millpond, results
 
 from shards import CorruptError, OutOfTime, RefusedError
-from train import checkpoint as checkpoints
-from train import loop, sources
-from train.checkpoint import BEST, Best, load_best, load_latest, save, step_of, steps
+from train import evaluate as evaluating
+from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.data.sources import Source
 from train.evaluate import evaluate
 from train.job import Job
 from train.loop import Trainer
-from train.metrics import read_rows
-from train.sources import Source
+from train.state import checkpoint as checkpoints
+from train.state.checkpoint import BEST, Best, load_best, load_latest, save, step_of, steps
+from train.telemetry.metrics import read_rows
 
 
 def job(tokens: Path, root: Path, **train: Any) -> Job:
@@ -145,7 +146,7 @@ def evaluation_fails(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise Stopped
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(sources, "evaluate", measure)
+    monkeypatch.setattr(evaluating, "evaluate", measure)
 
 
 @pytest.mark.parametrize(("number", "step"), [(1, 8), (2, 16), (3, 24), (4, 24)])

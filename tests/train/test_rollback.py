@@ -11,15 +11,16 @@ import torch
 from harness import results
 
 from shards import Interrupted, RefusedError
-from train import checkpoint as checkpoints
 from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
+from train.data.batch import Batch
+from train.data.loader import TokenLoader
+from train.data.sources import Source
 from train.job import Job
-from train.loader import Batch, TokenLoader
 from train.loop import Trainer
-from train.metrics import RowLog
-from train.model import Model
-from train.sources import Source
+from train.model.gpt import Model
+from train.state import checkpoint as checkpoints
+from train.telemetry.metrics import RowLog
 
 SEQUENCES = 4  # a step's
 

@@ -11,12 +11,12 @@ from harness import complains, files_no_longer_than
 from rotten_checkpoints import make, same
 
 from shards import ConfigError, DiskError, HostError, Interrupted
-from train import checkpoint as checkpoints
-from train.checkpoint import load_latest, steps
 from train.config import ModelConfig, OptimConfig
-from train.model import Model
-from train.optim import Optimizers
-from train.saver import Saver, checkpoint_nbytes, require_room
+from train.model.gpt import Model
+from train.optim.groups import Optimizers
+from train.state import checkpoint as checkpoints
+from train.state.checkpoint import load_latest, steps
+from train.state.saver import Saver, checkpoint_nbytes, require_room
 
 
 @pytest.fixture

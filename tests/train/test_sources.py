@@ -10,10 +10,10 @@ import torch
 
 from shards import RefusedError, TokenFolder
 from train.config import ModelConfig, TrainConfig
-from train.evaluate import evaluate
-from train.model import Model
-from train.sources import OpenSources, Source
-from train.windows import FolderWindows, Windows
+from train.data.sources import OpenSources, Source
+from train.data.windows import FolderWindows, Windows
+from train.evaluate import evaluate, measure
+from train.model.gpt import Model
 
 TRAIN = TrainConfig(steps=1, seed=3)
 T = 32
@@ -58,8 +58,8 @@ def test_the_loss_of_several_is_that_of_all_their_tokens(sources: tuple[Source, 
     windows = [FolderWindows.of(folder, "val", T, 0, "sequential") for folder in opened.folders]
     assert windows[0].count > 2 * windows[1].count
     lengths = opened.tokenizer.byte_lengths
-    some = opened.measure(model, 100 * T, 16, nullcontext, document_mask=False)
-    every = opened.measure(model, 0, 16, nullcontext, document_mask=False)
+    some = measure(opened, model, 100 * T, 16, nullcontext, document_mask=False)
+    every = measure(opened, model, 0, 16, nullcontext, document_mask=False)
     for found, counts in ((some, (70, min(30, windows[1].count))), (every, [one.count for one in windows])):
         parts = [
             evaluate(model, one, lengths, count * T, 16, nullcontext)
@@ -70,7 +70,7 @@ def test_the_loss_of_several_is_that_of_all_their_tokens(sources: tuple[Source, 
         assert found.loss == pytest.approx(sum(part.nats for part in parts) / found.tokens)
         assert found.nbytes == sum(part.nbytes for part in parts)
     assert found.row().keys() == {"val_loss", "val_bpb", "val_tokens", "val_loss_by_folder"}
-    single = OpenSources(sources[:1], T).measure(model, 64, 16, nullcontext, document_mask=False)
+    single = measure(OpenSources(sources[:1], T), model, 64, 16, nullcontext, document_mask=False)
     assert single.row().keys() == {"val_loss", "val_bpb", "val_tokens"}
 
 

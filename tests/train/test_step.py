@@ -8,9 +8,9 @@ from steps import Fixed, stepper, weights
 from torch import Tensor
 
 from shards import HostError
-from train.compile import compile_model
 from train.config import ModelConfig, OptimConfig
-from train.model import Model
+from train.machine.compile import compile_model
+from train.model.gpt import Model
 from train.step import Stepper, StepResult
 
 
@@ -212,6 +212,6 @@ def test_without_a_compiler_it_is_eager(caplog: pytest.LogCaptureFixture) -> Non
     with inductor.patch({"fx_graph_cache": False, "cpp.cxx": (None, "/nonexistent/g++")}):
         assert_same(learn(ours, Fixed(4), 2), learn(plain, Fixed(4), 2))
     assert torch.equal(weights(plain), weights(ours))
-    said = [record.getMessage() for record in caplog.records if record.name == "train.compile"]
+    said = [record.getMessage() for record in caplog.records if record.name == "train.machine.compile"]
     assert [message.split("(")[0].split()[-1] for message in said] == ["hidden", "softmax_"]
     assert all("No working C++ compiler found" in message for message in said)

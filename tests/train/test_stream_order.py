@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from train import slots
-from train.slots import CudaSlot, SideStream
+from train.data import staging
+from train.data.staging import CudaSlot, SideStream
 
 ROWS, WIDTH = 2, 5
 
@@ -108,7 +108,7 @@ class Pinned:
 
 
 def simulated(gpu: Gpu) -> SimpleNamespace:
-    """The part of torch that slots.py speaks to."""
+    """The part of torch that staging.py speaks to."""
 
     def empty(shape: tuple[int, int], pin_memory: bool = False, **_: object) -> Pinned | OnGpu:
         return Pinned(shape) if pin_memory else OnGpu(gpu, np.full(shape, -7, np.int16))
@@ -122,7 +122,7 @@ def simulated(gpu: Gpu) -> SimpleNamespace:
 def wrong_batches(monkeypatch: pytest.MonkeyPatch, seed: int, batches: int = 60, ring: int = 3) -> int:
     """Of so many batches, how many are not what was read, when loader and model take turns by chance."""
     gpu = Gpu(seed)
-    monkeypatch.setattr(slots, "torch", simulated(gpu))
+    monkeypatch.setattr(staging, "torch", simulated(gpu))
     device = torch.device("cuda", 0)
     side = SideStream(device)
     free = deque(CudaSlot(ROWS, WIDTH - 1, np.dtype("<u2"), device, side) for _ in range(ring))
@@ -152,7 +152,7 @@ def test_every_batch_is_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", ["reclaim", "hold", "no wait", "wrong event"])
 def test_a_wait_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     def send(slot: CudaSlot) -> None:
-        with slots.torch.cuda.stream(slot._side.stream):
+        with staging.torch.cuda.stream(slot._side.stream):
             if what == "wrong event":
                 slot._side.stream.wait_event(slot._copied)
             slot._narrow.copy_(slot._signed, non_blocking=True)

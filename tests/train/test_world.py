@@ -11,13 +11,13 @@ from harness import complains, results, tree
 from ranks import Ranks, end_together, ranks
 
 from shards import ConfigError, HostError
-from train import checkpoint as checkpoints
 from train.config import ModelConfig, TrainConfig
 from train.job import Job
 from train.loop import Trainer
-from train.metrics import read_rows
-from train.ramp import rank_share
-from train.world import World, _peer_errors, joined
+from train.machine.ranks import World, _peer_errors, joined
+from train.schedule import rank_share
+from train.state import checkpoint as checkpoints
+from train.telemetry.metrics import read_rows
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),

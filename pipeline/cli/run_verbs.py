@@ -1,0 +1,161 @@
+"""The verbs on runs that are there: what they reached, what they write, and which there are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from pipeline.cli.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
+from train.config import DeviceName
+from train.machine.ranks import is_silent
+
+if TYPE_CHECKING:
+    from pipeline.home.layout import Layout, RunPaths
+
+_run = click.argument("run", required=False)
+_best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
+_device = click.option(
+    "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
+)
+
+
+@click.command()
+@_run
+@click.option("--steps", type=click.IntRange(1, 2**40), metavar="N", help="Make the run N steps long in all.")
+@click.option("--tokens", type=click.IntRange(1, 2**50), metavar="N", help="Make the run N tokens long in all.")
+@max_hours
+@_device
+@settings
+@home
+def resume(
+    run: str | None,
+    steps: int | None,
+    tokens: int | None,
+    max_hours: float,
+    device: DeviceName | None,
+    settings: tuple[str, ...],
+    home: Path,
+) -> None:
+    """Train a run on from where it stopped, with its own settings and tokens.
+
+    RUN is a run's name or its folder [default: the run that was trained last]. --steps or --tokens makes a run
+    longer, also one that is finished, and says what its learning rate does. --set overrides for this time what
+    cannot change the result, for example train.micro_batch or train.log_every.
+    """
+    from pipeline.config import load_run
+    from pipeline.home.extension import Length
+
+    if steps and tokens:
+        raise click.UsageError("--steps and --tokens are two ways to say how long: use one of them")
+    until = deadline(max_hours)
+    layout, found = _found(home, run)
+    chosen = (*settings, f"train.device={device}") if device else settings
+    pipeline = pipeline_of(str(found.recipe), load_run(found.recipe, chosen), layout.home)
+    length = Length(steps or 0, tokens or 0) if steps or tokens else None
+    pipeline.resume(found, length=length, until=until)
+
+
+@click.command()
+@_run
+@click.option(
+    "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
+)
+@_best
+@_device
+@as_json
+@home
+def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None, as_json: bool, home: Path) -> None:
+    """The validation loss of a run's newest checkpoint.
+
+    RUN is a run's name or its folder [default: the run that was trained last].
+    """
+    from pipeline import inference
+
+    found = inference.evaluate(*_found(home, run), tokens, best=best, device=device)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"{found['run']}, step {found['step']:,}: "
+        f"{found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
+        f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
+    )
+    for folder, loss in found.get("val_loss_by_folder", {}).items():
+        click.echo(f"  {folder}: {loss:.4f} nats/token")
+
+
+@click.command()
+@_run
+@click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    default=0.8,
+    show_default=True,
+    help="0 takes the most likely token.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
+)
+@_best
+@_device
+@home
+def sample(
+    run: str | None,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    best: bool,
+    device: DeviceName | None,
+    home: Path,
+) -> None:
+    """Text from a run's newest checkpoint.
+
+    RUN is a run's name or its folder [default: the run that was trained last].
+    """
+    from pipeline import inference
+
+    text = inference.sample(*_found(home, run), prompt, tokens, temperature, seed, best=best, device=device)
+    click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
+
+
+@click.command()
+@as_json
+@home
+def status(as_json: bool, home: Path) -> None:
+    """What is there: token folders and runs."""
+    from pipeline.home.layout import Layout
+    from pipeline.status import status as look
+
+    found = look(Layout(home))
+    if as_json:
+        print_json(found)
+        return
+    if not found["tokens"] and not found["runs"]:
+        click.echo(
+            f"nothing under {home.absolute()} yet\n"
+            "millpond train makes a first run; --home DIR or MILLPOND_HOME names another home"
+        )
+    for row in found["tokens"]:
+        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if row["tokenizer"] else ""
+        click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
+    for row in found["runs"]:
+        loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
+        elsewhere = "" if row["tokens_here"] else ", its tokens are not here"
+        saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
+        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}{elsewhere}")
+
+
+def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":
+    """The run that is asked for, and its home. Which run is the newest is said, because nobody named it."""
+    from pipeline.home import runs
+    from pipeline.home.layout import Layout
+
+    layout, run = runs.find(Layout(home), asked)
+    if asked is None and not is_silent():
+        terminal().note(f"{run.root.name} is the newest run")
+    return layout, run

@@ -1,0 +1,210 @@
+"""millpond shards …: looking at token folders, checking and sharing them, and the formats of others."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.options import as_json, home, print_json, terminal
+from pipeline.home.layout import Layout
+from shards.atomic import make_folder
+from shards.errors import CorruptError, RefusedError
+
+WIDTH = 40  # of the histogram's longest bar
+
+_folder = click.argument("folder")
+_split = click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+
+
+@click.group()
+def shards() -> None:
+    """Token folders: look at them, check them, share them, convert them."""
+
+
+@shards.command()
+@as_json
+@home
+def ls(as_json: bool, home: Path) -> None:
+    """Every token folder, and the runs that were started on it."""
+    from pipeline.home.folders import table
+
+    rows = table(Layout(home))
+    if as_json:
+        print_json([row._asdict() for row in rows])
+        return
+    if not rows:
+        click.echo(
+            f"no token folder under {home.absolute()} yet\n"
+            "millpond prepare makes one; --home DIR or MILLPOND_HOME names another home"
+        )
+    for row in rows:
+        tokens = (row.train_tokens + row.val_tokens) / 1e6
+        click.echo(f"{row.folder:<32} {tokens:>10,.1f} M tokens  {row.nbytes / 1e6:>10,.1f} MB  {row.state}")
+        if row.runs:
+            click.echo(f"{'':<32} runs: {', '.join(row.runs)}")
+
+
+@shards.command()
+@_folder
+@click.option("--doc", type=click.IntRange(0), metavar="N", help="Print this document of the split instead.")
+@_split
+@as_json
+@home
+def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path) -> None:
+    """What is in a token folder: documents, tokens, lengths, what was dropped and why."""
+    from pipeline.home import folders
+
+    path = folders.find(Layout(home), folder)
+    if doc is not None:
+        text = folders.document(path, split, doc)
+        if as_json:
+            print_json({"split": split, "document": doc, "text": text})
+        else:
+            click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
+        return
+    found = folders.statistics(path)
+    if as_json:
+        print_json(found)
+        return
+    source = "  ".join(f"{value}" for key, value in found["corpus"].items() if key in ("name", "repo", "commit"))
+    click.echo(f"{found['folder']}  {source}")
+    click.echo(
+        f"  {found['train_tokens']:,} + {found['val_tokens']:,} tokens (train + val) of {found['tokenizer']}, "
+        f"{found['documents']:,} documents\n"
+        f"  {found['text_bytes']:,} bytes of text, {found['bytes_per_token']:.3f} bytes per token\n"
+        f"  {found['rows']:,} rows were read"
+    )
+    for reason, count in found["dropped"].items():
+        click.echo(f"  {count:,} rows were dropped: {reason}")
+    click.echo(f"  tokens a document, median {found['median_length']:,}, longest {found['longest']:,}:")
+    most = max(found["lengths"].values(), default=1)
+    for lengths, count in found["lengths"].items():
+        click.echo(f"  {lengths:>16}  {count:>10,}  {'#' * -(-count * WIDTH // most)}")
+
+
+@shards.command()
+@_folder
+@click.option("--full", is_flag=True, help="Read and hash every byte, not only sizes and headers.")
+@home
+def verify(folder: str, full: bool, home: Path) -> None:
+    """Compare a token folder with its manifest."""
+    from pipeline.home.folders import find
+    from shards.verify import verify as find_damage
+
+    path = find(Layout(home), folder)
+    findings = find_damage(path, full=full)
+    for finding in findings:
+        click.echo(f"{finding.file}: {finding.what}")
+    if findings:
+        raise CorruptError(
+            f"{path}: {len(findings)} things are wrong",
+            "a run on damaged tokens learns from what nobody wrote",
+            "millpond shards pull URL, or millpond tokenize CONFIG --force",
+        )
+    click.echo(f"{path.name}: {'every byte' if full else 'sizes and headers'} as the manifest says")
+
+
+@shards.command("import")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--name", required=True, help="What the token folder is called.")
+@click.option("--val", "val_files", multiple=True, metavar="FILE", help="A file of validation tokens; may be repeated.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 0.5),
+    metavar="F",
+    help="Without --val: the share of documents, by their hash, for validation (default 0.005; 0 = none).",
+)
+@click.option("--tokenizer", default="gpt2", show_default=True, help="What made the tokens: gpt2, or a tokenizer file.")
+@home
+def import_(
+    files: tuple[str, ...],
+    name: str,
+    val_files: tuple[str, ...],
+    val_fraction: float | None,
+    tokenizer: str,
+    home: Path,
+) -> None:
+    """Make a token folder from tokens that nanoGPT, llm.c, Megatron or numpy wrote."""
+    from pipeline.home.runs import checked_name
+    from pipeline.imports import import_tokens
+
+    import_tokens(files, val_files, checked_name(name), val_fraction, tokenizer, home, terminal())
+
+
+@shards.command()
+@_folder
+@click.argument("form", type=click.Choice(["nanogpt", "npy", "megatron"]))
+@click.option("--to", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write into.")
+@_split
+@home
+def export(folder: str, form: Any, to: Path, split: Any, home: Path) -> None:
+    """Write a split as one file in another trainer's format (llm.c reads the shards as they are)."""
+    from pipeline.home.folders import find
+    from shards.interop import export as write
+    from shards.reader import TokenFolder
+
+    for path in write(TokenFolder(find(Layout(home), folder)), split, form, to):
+        click.echo(path)
+
+
+@shards.command()
+@_folder
+@click.argument("url")
+@home
+def push(folder: str, url: str, home: Path) -> None:
+    """Send a token folder to hf://datasets/OWNER/NAME, to what fsspec knows (s3://…), or to another folder."""
+    from pipeline.home.folders import find
+    from shards.sharing.sync import push as send
+
+    if "://" not in url:
+        hub = f"; for the Hub: hf://datasets/{url}" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", url) else ""
+        terminal().note(f"to the folder {Path(url).expanduser().absolute()} of this machine{hub}")
+    send(find(Layout(home), folder), url, terminal().note)
+
+
+@shards.command()
+@click.argument("url")
+@click.option("--parts", type=click.IntRange(1), metavar="N", help="Only the first N parts.")
+@home
+def pull(url: str, parts: int | None, home: Path) -> None:
+    """Fetch a token folder, every byte compared with its manifest; train uses it as it is."""
+    from pipeline.home.folders import held
+    from pipeline.home.runs import checked_name
+    from shards.sharing.sync import look
+    from shards.sharing.sync import pull as fetch
+
+    layout = Layout(home)
+    layout.require_writable()
+    manifest = look(url)
+    folder = layout.token_folder(checked_name(manifest.corpus.name), manifest.fingerprint)
+    make_folder(folder.parent)
+    with held(layout, folder.name):
+        fetch(url, folder, terminal().note, parts=parts)
+    click.echo(f"{folder}\nto train on it: millpond train CONFIG --set tokens.folder={folder.name}")
+
+
+@shards.command()
+@click.option("--yes", is_flag=True, help="Delete them; without it they are only listed.")
+@home
+def gc(yes: bool, home: Path) -> None:
+    """The token folders that no run was started on."""
+    from pipeline.home.folders import garbage, remove, sweep_removed
+
+    if yes:
+        sweep_removed(Layout(home))
+    rows = garbage(Layout(home))
+    for row in rows:
+        what = "unused "
+        if yes:
+            try:
+                remove(Layout(home), row)
+                what = "deleted"
+            except RefusedError as error:
+                terminal().note(error.what)
+                continue
+        click.echo(f"{what} {row.folder}  {row.nbytes / 1e6:,.1f} MB")
+    if rows and not yes:
+        click.echo("to delete them: millpond shards gc --yes")
+    if not rows:
+        click.echo("every token folder is used by a run")

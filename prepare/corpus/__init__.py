@@ -1,0 +1,1 @@
+"""From a name to files of text that are there, hashed and pinned."""

@@ -1,0 +1,1 @@
+"""Token folders to and from other machines and the Hub."""

@@ -1,0 +1,1 @@
+"""What the steps run on: the device, the compiler, the ranks, signals."""

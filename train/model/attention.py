@@ -1,0 +1,62 @@
+"""Causal attention that does not look past the documents in a window, as data/documents.py says where they end."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+WIDEST_HEAD = 256  # that flash-attention takes; it also wants a multiple of 8
+
+
+def _causal() -> Callable[..., Any] | None:
+    """varlen_attn that looks back only: torch 2.10 calls it `is_causal`, later ones a window without a right side."""
+    if varlen_attn is None:
+        return None
+    names = inspect.signature(varlen_attn).parameters
+    settings = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    return partial(varlen_attn, **settings)
+
+
+_VARLEN: Any = _causal()
+
+
+def attended(documents: Tensor, sequences: int, seq_len: int, head_width: int, dropout: float) -> Tensor:
+    """What `attend` takes, made once for all layers: `documents` itself where the card has variable-length attention
+    for the type that autocast computes in, elsewhere the mask, (B, 1, T, T) bool, of what each token looks at."""
+    if _has_varlen(documents.device, head_width) and not dropout:
+        return documents
+    places = torch.arange(sequences * seq_len, dtype=torch.int32, device=documents.device)
+    piece = torch.searchsorted(documents, places, right=True).view(sequences, seq_len)
+    return (piece[:, None, :, None] == piece[:, None, None, :]).tril()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Causal attention of q, k and v, (B, H, T, K) each, within `seen`, or without borders."""
+    if seen is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    if seen.dtype is torch.bool:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+    B, H, T, _ = v.shape
+    # rotary positions left q and k in fp32, and autocast does not know this operator
+    flat = [each.transpose(1, 2).flatten(0, 1).to(v.dtype) for each in (q, k, v)]
+    return _VARLEN(*flat, seen, seen, T, T).view(B, T, H, -1).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _has_varlen(device: torch.device, head_width: int) -> bool:
+    return (
+        _VARLEN is not None
+        and device.type == "cuda"
+        and torch.is_autocast_enabled("cuda")
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and head_width % 8 == 0
+        and head_width <= WIDEST_HEAD
+    )

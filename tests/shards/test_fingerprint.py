@@ -58,7 +58,7 @@ def test_a_field_that_is_left_out_has_its_neutral_value() -> None:
 def test_what_was_written_and_read_again_does_not_differ() -> None:
     before = json.loads(json.dumps({"train": identity(Later())}))
     assert differences(before, {"train": identity(Later())}) == []
-    assert differences(before, {"train": identity(Later(ramp=(2, 1)))}) == [("train.schedule", [1, 2], (2, 1))]
+    assert differences(before, {"train": identity(Later(ramp=(2, 1)))}) == [("train.ramp", [1, 2], (2, 1))]
 
 
 def test_fingerprints() -> None:

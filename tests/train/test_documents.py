@@ -15,12 +15,12 @@ from torch import Tensor
 
 from shards import TokenFolder
 from train.config import ModelConfig, OptimConfig
-from train.data import documents as documents_
 from train.data.batch import Batch
 from train.data.documents import ends_of, of_rows
 from train.data.windows import FolderWindows
 from train.evaluate import evaluate
 from train.machine.compile import compile_model
+from train.model import attention
 from train.model.attention import attend, attended
 from train.model.gpt import Model
 from train.optim.groups import Optimizers
@@ -143,7 +143,7 @@ def in_pieces(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, same: Tensor, longe
 
 
 def test_both_ways_to_attend_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_, "_VARLEN", in_pieces)
+    monkeypatch.setattr(attention, "_VARLEN", in_pieces)
     documents = batch().documents
     assert documents is not None
     q, k, v = torch.randn(3, 4, 2, T, 8, generator=torch.Generator().manual_seed(0)).unbind()
@@ -153,8 +153,8 @@ def test_both_ways_to_attend_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torch_has_the_attention_that_looks_back_only() -> None:
-    assert documents_._VARLEN is not None
-    assert documents_._VARLEN.keywords in ({"window_size": (-1, 0)}, {"is_causal": True})
+    assert attention._VARLEN is not None
+    assert attention._VARLEN.keywords in ({"window_size": (-1, 0)}, {"is_causal": True})
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ import pytest
 from harness import command, millpond, results
 
 from shards import CorruptError, OutOfTime, RefusedError
+from train import evaluate as evaluating
 from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
-from train.data import sources
 from train.data.sources import Source
 from train.evaluate import evaluate
 from train.job import Job
@@ -146,7 +146,7 @@ def evaluation_fails(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise Stopped
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(sources, "evaluate", measure)
+    monkeypatch.setattr(evaluating, "evaluate", measure)
 
 
 @pytest.mark.parametrize(("number", "step"), [(1, 8), (2, 16), (3, 24), (4, 24)])

@@ -74,13 +74,16 @@ def gathered(parts: Mapping[str, Stateful]) -> dict[str, torch.Tensor]:
 
 
 def scatter(state: Mapping[str, torch.Tensor], parts: Mapping[str, Stateful]) -> None:
-    """Give each part what `gathered` took from it, in any order."""
+    """Give each part what `gathered` took from it, in any order. KeyError for a tensor that is missing."""
     own: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
     for name, value in state.items():
         part = name.partition(".")[0]
         own[part if part in own else ""][name.removeprefix(part).removeprefix(".") if part in own else name] = value
     for part, each in parts.items():
-        each.load_state(own[part])
+        try:
+            each.load_state(own[part])
+        except KeyError as error:
+            raise KeyError(_joined(part, str(error.args[0]))) from error
 
 
 def _joined(part: str, name: str) -> str:

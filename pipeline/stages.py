@@ -1,34 +1,30 @@
-"""The stages, each of which can be run alone: fetch -> tokenize -> verify -> train -> evaluate.
+"""The stages of preparing, each of which can be run alone: fetch -> tokenize -> verify.
 
 A stage takes what the one before it returns, so the order is in the arguments. Finished work is recognised by its
 receipt (for tokens, by the manifest) and said in one line; unfinished work goes on where it stopped.
 """
 
-import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline import checks, config, drift, mixture
+from pipeline import checks, drift, mixture
 from pipeline.config import Recipe
-from pipeline.home import extension, kept_tokenizer, receipt, runs, trackers
-from pipeline.home.extension import Length
+from pipeline.home import receipt
 from pipeline.home.layout import Layout, RunPaths
-from pipeline.terminal import Row, Terminal
-from shards.atomic import discard, locked, make_folder, move, sha256_of, sweep
+from pipeline.terminal import Terminal
+from shards.atomic import discard, locked, make_folder, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.fingerprint import fingerprint
 from shards.manifest import MANIFEST, Manifest
 from shards.verify import verify as find_damage
 from train.machine.gpus import read_driver
-from train.machine.ranks import World, joined
-from train.schedule import Ramp, misfit, rank_share
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
     from prepare.corpus.sources import Corpus
@@ -68,7 +64,7 @@ class Pipeline:
         wanted = pin.resolve(self.recipe.corpus)
         raw, path = self.layout.raw(wanted.name), self.layout.receipt("fetch", wanted.name)
         began = time.perf_counter()
-        with self._locked(f"raw-{wanted.name}", path):
+        with self.locked(f"raw-{wanted.name}", path):
             sweep(raw)
             max_tokens, note = self.recipe.tokens.max_tokens, self.terminal.note
             corpus = pin.fetch(
@@ -104,7 +100,7 @@ class Pipeline:
         if run:
             drift.refuse_other_tokens(self.layout, run, folder.name, corpus)
         path = self.layout.receipt("tokenize", folder.name)
-        with self._locked(folder.name, path):
+        with self.locked(folder.name, path):
             sweep(folder.parent, folder.name)
             if force and folder.exists():
                 discard(folder)
@@ -148,7 +144,7 @@ class Pipeline:
     def verify(self, folder: Path, *, force: bool = False) -> None:
         """Every byte of the token folder compared with its manifest, once for each manifest."""
         path = self.layout.receipt("verify", folder.name)
-        with self._locked(folder.name, path):
+        with self.locked(folder.name, path):
             print_ = sha256_of(folder / MANIFEST)
             done = receipt.read(path, print_) is not None and not force
             began = time.perf_counter()
@@ -188,147 +184,8 @@ class Pipeline:
             self.verify(folder, force=force_verify)
         return weights
 
-    def train(self, name: str, *, fresh: bool = False, until: float = math.inf) -> None:
-        """Prepare what is missing, then train the run `name`, or resume it, or say that it is done.
-
-        OutOfTime, after a checkpoint, when time.monotonic() has come to `until` before the last step.
-        """
-        run = self.layout.run(runs.checked_name(name))
-        with joined(self.recipe.train.device) as world:
-            rank_share(self.recipe.model, self.recipe.train, world.size)  # what cannot be is refused before any work
-            if world.is_first:
-                self._begin(world, run, until, fresh=fresh)
-            else:
-                self._follow(world, run, until)
-
-    def resume(self, run: RunPaths, *, length: Length | None = None, until: float = math.inf) -> None:
-        """Train a run, whose recipe this is, on the tokens that it was started on, from where it stopped to its end.
-
-        A `length` makes it longer first. OutOfTime as `train` has it.
-        """
-        with joined(self.recipe.train.device) as world:
-            rank_share(self.recipe.model, self.recipe.train, world.size)
-            if world.is_first:
-                self._resume(world, run, until, length)
-            else:
-                self._follow(world, run, until)
-
-    def _begin(self, world: World, run: RunPaths, until: float, *, fresh: bool) -> None:
-        """What the one process that writes does for `train`: all of it."""
-        trackers.require(self.recipe.train.trackers)
-        checks.require_trainable(self.layout, self.recipe)
-        if fresh or not run.receipt.exists():  # a run that is done needs no device
-            self.require_device()
-        if fresh:
-            weights = self.prepare()
-        else:
-            self.recipe = runs.as_begun(run, self.recipe)
-            drift.refuse_before_work(self.layout, run, self.recipe)
-            with drift.with_ways_out(self.layout, run):
-                weights = self.prepare(run=run)
-        with self._held(run):
-            aside = runs.set_aside(run) if fresh and run.root.exists() else None
-            pinned = runs.pin(weights)
-            if run.recipe.exists():
-                runs.refuse_drift(run, runs.identity_of(self.recipe, pinned))
-                pinned = runs.pinned(run)
-            elif run.checkpoints.exists():
-                raise RefusedError(
-                    f"{run.recipe}: is missing, and there are checkpoints",
-                    "what they were made with is not known any more",
-                    f"restore it, or start over: millpond train {self.config} --name {run.root.name} --fresh",
-                )
-            self._train(world, run, pinned, until, aside)
-
-    def _resume(self, world: World, run: RunPaths, until: float, length: Length | None) -> None:
-        """What the one process that writes does for `resume`."""
-        trackers.require(self.recipe.train.trackers)
-        if length or not run.receipt.exists():
-            self.require_device()
-        pinned = runs.pinned(run)
-        drift.refuse_to_resume(run, self.recipe, pinned)
-        runs.require_tokens(self.layout, run, pinned, "resume")
-        for one in pinned.each:
-            self.verify(self.layout.tokens / one.folder)
-        with self._held(run):
-            if length:
-                job = runs.job(self.layout, run, config.load_run(run.recipe), pinned)
-                for line in extension.extend(run, job, length):
-                    self.terminal.note(line)
-                self.recipe = extension.with_length_of(self.recipe, config.load_run(run.recipe))
-            self._train(world, run, pinned, until)
-
     @contextmanager
-    def _held(self, run: RunPaths) -> Iterator[None]:
-        """Keep other processes away from the run, and sweep what a killed one left of it."""
-        with self._locked(f"run-{run.root.name}", run.receipt, wait=False):
-            sweep(run.root)
-            sweep(run.checkpoints)
-            yield
-
-    def _train(self, world: World, run: RunPaths, pinned: runs.Pinned, until: float, aside: Path | None = None) -> None:
-        """Train the run, which begins now if it does not exist. `aside` is what comes back when it cannot begin."""
-        name, print_ = run.root.name, fingerprint(runs.identity_of(self.recipe, pinned))
-        done = receipt.read(run.receipt, print_)
-        steps, loss = (done.result.get(key) if done else None for key in ("steps", "val_loss"))
-        if isinstance(steps, int) and isinstance(loss, float):
-            what = f"{name}  {steps:,} steps, validation {loss:.4f}"
-            self.terminal.stage("train", what, done=True)
-            world.first(lambda: [], list[runs.Begun])  # nothing for the others to do
-            return
-        from train.loop import Trainer
-
-        began = time.perf_counter()
-        if said := misfit(self.recipe.optim, Ramp(self.recipe.model, self.recipe.train).steps):
-            self.terminal.note(said)
-        mirrors = trackers.Trackers(self.recipe.train.trackers, run, self.recipe)
-
-        def emit(kind: str, row: Row) -> None:
-            self.terminal.training(kind, row)
-            mirrors.training(kind, row)
-
-        with ExitStack() as held:  # until the run names them
-            for folder in sorted(one.folder for one in pinned.each):
-                held.enter_context(self._locked(folder, self.layout.receipt("tokenize", folder)))
-            try:
-                runs.require_tokens(self.layout, run, pinned, "train")
-                world.first(lambda: [runs.Begun(pinned, self.recipe)], list[runs.Begun])
-                trainer = Trainer(runs.job(self.layout, run, self.recipe, pinned), emit, world)
-            except BaseException:
-                if aside:
-                    move(aside, run.root)  # what cannot begin does not push aside what was
-                raise
-            if aside:
-                self.terminal.note(f"the run before is kept as {aside.name}")
-            if not run.recipe.exists():
-                runs.begin(self.layout, run, self.recipe, pinned)
-            elif not run.tokenizer.exists():  # it was begun before runs kept one
-                kept_tokenizer.keep(run, self.layout.tokens / pinned.folder)
-        with mirrors:
-            result = trainer.run(until)
-        numbers = {
-            "steps": result.steps,
-            "tokens": result.tokens,
-            "val_loss": result.evaluation.loss,
-            "val_bpb": result.evaluation.bpb,
-            "val_tokens": result.evaluation.tokens,
-            "weights_sha256": result.weights_sha256,
-        }
-        if result.best:
-            numbers |= {"best_step": result.best.step, "best_val_loss": result.best.val_loss}
-        receipt.write(run.receipt, "train", print_, numbers, time.perf_counter() - began)
-        self.terminal.finished(name, run, numbers)
-
-    def _follow(self, world: World, run: RunPaths, until: float) -> None:
-        """What the other processes do: wait until the tokens are there, and train."""
-        for begun in world.first(lambda: [], list[runs.Begun]):
-            from train.loop import Trainer
-
-            job = runs.job(self.layout, run, begun.recipe, begun.pinned)
-            Trainer(job, self.terminal.training, world).run(until)
-
-    @contextmanager
-    def _locked(self, target: str, receipt_path: Path, *, wait: bool = True) -> Iterator[None]:
+    def locked(self, target: str, receipt_path: Path, *, wait: bool = True) -> Iterator[None]:
         """One process at a time works on `target` and its receipt, and begins by sweeping what a killed one left of it.
 
         Only order rests on the lock: every file is published whole regardless.

@@ -7,13 +7,14 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, assert_never
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from pipeline.home.layout import RunPaths
+from train import events
 
 Row = dict[str, Any]
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
@@ -69,19 +70,26 @@ class Terminal:
 
             yield advance
 
-    def training(self, kind: str, row: Row) -> None:
-        """One event of the training loop."""
-        show = {
-            "start": self._start,
-            "log": self._row,
-            "eval": self._eval,
-            "sample": self._sample,
-            "rollback": self._rollback,
-            "end": self._end,
-        }.get(kind)
-        if show:
-            show(row)
-            self._in_table = kind == "log"
+    def training(self, event: events.Event) -> None:
+        """Show one event of the training loop."""
+        match event:
+            case events.Started():
+                self._start(event)
+            case events.Logged():
+                self._row(event)
+            case events.Evaluated(row):
+                self._eval(row)
+            case events.Sampled():
+                self._sample(event.text)
+            case events.RolledBack():
+                self._rollback(event)
+            case events.Ended():
+                self._end(event)
+            case events.Saved():
+                return
+            case _:
+                assert_never(event)
+        self._in_table = isinstance(event, events.Logged)
 
     def finished(self, name: str, run: RunPaths, numbers: Row) -> None:
         """The run's end, on stdout."""
@@ -98,28 +106,29 @@ class Terminal:
         if rest:
             self._log.print(Text(rest))
 
-    def _start(self, row: Row) -> None:
-        steps = f"{row['steps']:,}"
-        begins = f"resumes at step {row['step']:,} of {steps}, steps" if row["step"] else f"{steps} steps"
+    def _start(self, event: events.Started) -> None:
+        steps = f"{event.steps:,}"
+        begins = f"resumes at step {event.step:,} of {steps}, steps" if event.step else f"{steps} steps"
         self._log.print(
             Text("train     ", style="bold green").append(
-                f"{row['family']}, {row['parameters']:,} parameters, {row['precision']} on {row['device']}",
+                f"{event.family}, {event.parameters:,} parameters, {event.precision} on {event.device}",
                 style="not bold default",
             )
         )
-        processes = f"{row['processes']} processes x " if row["processes"] > 1 else ""
-        micro = f"{processes}{row['accumulation']} x {row['micro_batch']} x {row['seq_len']}"
-        self._log.print(f"{'':<9} {begins} of {row['batch_tokens']:,} tokens ({micro}), epoch {row['epoch_tokens']:,}")
-        if row["batch_tokens"] != row["last_batch_tokens"]:
-            self._log.print(f"{'':<9} growing to {row['last_batch_tokens']:,} tokens a step")
-        each, peak = (" ".join(thousands(row[key])) for key in ("flops_per_token", "peak_flops"))
-        self._log.print(f"{'':<9} {each}FLOP a token (6 N + 12 L D T), peak {peak}FLOP/s ({row['peak_source']})")
+        processes = f"{event.processes} processes x " if event.processes > 1 else ""
+        micro = f"{processes}{event.accumulation} x {event.micro_batch} x {event.seq_len}"
+        self._log.print(f"{'':<9} {begins} of {event.batch_tokens:,} tokens ({micro}), epoch {event.epoch_tokens:,}")
+        if event.batch_tokens != event.last_batch_tokens:
+            self._log.print(f"{'':<9} growing to {event.last_batch_tokens:,} tokens a step")
+        each, peak = (" ".join(thousands(number)) for number in (event.flops_per_token, event.peak_flops))
+        self._log.print(f"{'':<9} {each}FLOP a token (6 N + 12 L D T), peak {peak}FLOP/s ({event.peak_source})")
 
-    def _row(self, row: Row) -> None:
+    def _row(self, event: events.Logged) -> None:
         """A row of a table whose header comes again after whatever stood between."""
-        width = max(9, 2 * len(str(row["steps"])) + 1)
+        row = event.row
+        width = max(9, 2 * len(str(event.steps)) + 1)
         columns = {
-            "step": f"{row['step']}/{row['steps']}".rjust(width),
+            "step": f"{row['step']}/{event.steps}".rjust(width),
             "loss": f"{row['loss']:9.4f}",
             "lr": f"{_short(row['lr']):>9}",
             "grad": f"{row['grad_norm']:8.2f}",
@@ -129,37 +138,37 @@ class Terminal:
         }
         if "watts" in row:
             columns["watts"] = f"{row['watts']:7.0f}"
-        columns["left"] = f"{_clock(row['eta_seconds']):>10}"
+        columns["left"] = f"{_clock(event.eta_seconds):>10}"
         if not self._in_table:
             header = "".join(name.rjust(len(text)) for name, text in columns.items())
             self._log.print(Text(header, style="dim"))
-        self._in_table = True
         self._log.print("".join(columns.values()))
 
-    def _end(self, row: Row) -> None:
+    def _end(self, event: events.Ended) -> None:
+        row = event.summary
         energy = f"; {row['energy_kwh']:.3g} kWh" if "energy_kwh" in row else ""
         cost = f", cost {row['cost']:.2f}" if "cost" in row else ""
         self._log.print(
             Text("trained   ", style="bold green").append(
-                f"{_count(row['tokens'])} tokens in {_clock(3600 * row['hours'])}, {_count(row['tok_per_s'])} tok/s, "
+                f"{_count(event.tokens)} tokens in {_clock(3600 * row['hours'])}, {_count(row['tok_per_s'])} tok/s, "
                 f"{row['memory_gb']:.1f} GB{energy}{cost}",
                 style="not bold default",
             )
         )
-        if row["graphs"]:
-            self._log.print(f"{'':<9} {row['graphs']} graphs compiled")
+        if event.graphs:
+            self._log.print(f"{'':<9} {event.graphs} graphs compiled")
 
     def _eval(self, row: Row) -> None:
         loss = f"{row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte ({_count(row['val_tokens'])} tokens)"
         self._log.print(Text(f"{row['step']:>9}  validation {loss}", style="cyan"))
 
-    def _rollback(self, row: Row) -> None:
-        first, end = row["windows_skipped"]
-        line = f"{row['rollback_from']:>9}  back to step {row['step'] - 1:,}, without windows {first:,} to {end - 1:,}"
+    def _rollback(self, event: events.RolledBack) -> None:
+        first, end = event.skipped
+        line = f"{event.bad:>9}  back to step {event.step:,}, without windows {first:,} to {end - 1:,}"
         self._log.print(Text(line, style="yellow"))
 
-    def _sample(self, row: Row) -> None:
-        text = "".join(mark if mark.isprintable() else "\ufffd" for mark in " ".join(row["text"].split()))
+    def _sample(self, text: str) -> None:
+        text = "".join(mark if mark.isprintable() else "\ufffd" for mark in " ".join(text.split()))
         lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 11, subsequent_indent=" " * 11, max_lines=4)
         self._log.print(Text("\n".join(lines), style="dim"))
 

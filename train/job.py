@@ -1,6 +1,5 @@
 """What a run is given, what it tells on the way, and how it ends."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,6 @@ from train.config import ModelConfig, OptimConfig, TrainConfig, neutral_tables
 from train.data.sources import Source
 from train.evaluate import Evaluation
 from train.state.checkpoint import Best, Progress
-from train.telemetry.metrics import Row
-
-Emit = Callable[[str, Row], None]  # ("start" | "log" | "eval" | "sample" | "save" | "rollback" | "end", row)
 
 
 class Job(NamedTuple):

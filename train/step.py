@@ -104,20 +104,17 @@ class Stepper:
         scale = {} if self.scaler is None else {"loss_scale": self.scaler.get_scale()}
         return self.guard.counts() | scale
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What must come back for the next step to be the one it would have been."""
-        tensors = self.guard.tensors()
-        if self.scaler is not None:
-            state = self.scaler.state_dict()
-            tensors["scaler"] = torch.tensor((state["scale"], state["_growth_tracker"]), dtype=torch.float64)
-        return tensors
+    def state(self) -> dict[str, torch.Tensor]:
+        """See checkpoint.Stateful: fp16's scale and how long it has held."""
+        if self.scaler is None:
+            return {}
+        state = self.scaler.state_dict()
+        return {"": torch.tensor((state["scale"], state["_growth_tracker"]), dtype=torch.float64)}
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over, and out of `tensors`, what `tensors()` gave."""
-        self.guard.load_tensors(tensors)
-        saved = tensors.pop("scaler", None)
-        if saved is not None and self.scaler is not None:
-            scale, growth = saved.tolist()
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """See checkpoint.Stateful."""
+        if self.scaler is not None and "" in state:
+            scale, growth = state[""].tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
 
     def _learned(self, batches: list[Batch], total: torch.Tensor, share: float, *, last: bool) -> bool:

@@ -181,9 +181,11 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @home
 def train(config: str, name: str | None, fresh: bool, max_hours: float, settings: tuple[str, ...], home: Path) -> None:
     """Prepare what is missing, then train, evaluate and print samples."""
+    from pipeline import training
+
     until = deadline(max_hours)
     preset, pipeline = _pipeline(config, settings, home)
-    pipeline.train(name or _run_of(Path(config)) or preset, fresh=fresh, until=until)
+    training.train(pipeline, name or _run_of(Path(config)) or preset, fresh=fresh, until=until)
 
 
 @main.command()

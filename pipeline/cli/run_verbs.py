@@ -42,6 +42,7 @@ def resume(
     longer, also one that is finished, and says what its learning rate does. --set overrides for this time what
     cannot change the result, for example train.micro_batch or train.log_every.
     """
+    from pipeline import training
     from pipeline.config import load_run
     from pipeline.home.extension import Length
 
@@ -52,7 +53,7 @@ def resume(
     chosen = (*settings, f"train.device={device}") if device else settings
     pipeline = pipeline_of(str(found.recipe), load_run(found.recipe, chosen), layout.home)
     length = Length(steps or 0, tokens or 0) if steps or tokens else None
-    pipeline.resume(found, length=length, until=until)
+    training.resume(pipeline, found, length=length, until=until)
 
 
 @click.command()

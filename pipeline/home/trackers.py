@@ -19,6 +19,7 @@ from pipeline.config import Recipe
 from pipeline.home.layout import RunPaths
 from shards.errors import HostError
 from train.config import TrackerName
+from train.events import Evaluated, Event, Logged, Started
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -47,18 +48,19 @@ def require(names: tuple[TrackerName, ...]) -> None:
 
 
 class Trackers:
-    """All trackers of a run. `training` takes the events of the training loop, and opens them at "start"."""
+    """All trackers of a run. `training` takes the events of the training loop, and opens them when it starts."""
 
     def __init__(self, names: tuple[TrackerName, ...], run: RunPaths, recipe: Recipe) -> None:
         self._names, self._run, self._recipe = names, run, recipe
         self._open: dict[TrackerName, Tracker] = {}
 
-    def training(self, kind: str, row: Row) -> None:
-        """One event; log rows and evaluations are shown."""
-        if kind == "start":
+    def training(self, event: Event) -> None:
+        """One event; what is shown are the rows of metrics.jsonl."""
+        if isinstance(event, Started):
             for name in self._names:
-                self._try(name, partial(self._begin, name, row["step"]))
-        elif kind in ("log", "eval"):
+                self._try(name, partial(self._begin, name, event.step))
+        elif isinstance(event, Logged | Evaluated):
+            row = event.row
             numbers = {key: float(value) for key, value in row.items() if key != "step" and _is_number(value)}
             for name, tracker in list(self._open.items()):
                 self._try(name, partial(tracker.log, numbers, row["step"]))

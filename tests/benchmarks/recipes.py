@@ -80,6 +80,7 @@ def run(
     """
     import torch
 
+    from pipeline import training
     from pipeline.config import load
     from pipeline.home.layout import Layout
     from pipeline.stages import Pipeline
@@ -94,7 +95,7 @@ def run(
     config = load("overnight", (*common, *settings))[1]
     layout = Layout(home)
     with suppress(OutOfTime):
-        Pipeline(layout, "overnight", config, Terminal()).train(name, until=until)
+        training.train(Pipeline(layout, "overnight", config, Terminal()), name, until=until)
     rows = read_rows(layout.run(name).metrics)
     return [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
 

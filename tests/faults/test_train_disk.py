@@ -5,17 +5,17 @@ import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import command, millpond
 from test_disk_full import disk, mount  # noqa: F401
+from training import trained
 
 from shards import DiskError
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.data.sources import Source
+from train.events import Event, Saved
 from train.job import Job
-from train.loop import Trainer
 from train.state.checkpoint import load_latest, steps
 from train.telemetry.metrics import read_rows
 
@@ -58,18 +58,18 @@ def test_a_disk_that_fills_up_while_saving(
 ) -> None:
     (tmp_path / "calm").mkdir()
     calm = job(tiny_folder, tmp_path / "calm", tmp_path / "calm" / "checkpoints")
-    right = Trainer(calm, lambda *_: None).run()
+    right = trained(calm)
     nbytes = sum(file.stat().st_size for file in steps(calm.checkpoints)[-1].iterdir())
 
     full = disk("size=64m")
     wanted = job(tiny_folder, tmp_path, full / "checkpoints")
 
-    def fill(event: str, row: dict[str, Any]) -> None:
-        if event == "save" and row["step"] == 8:
+    def fill(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == 8:
             disk(f"size={nbytes * 3 // 2}")  # there is the newest one, and half of the next fits
 
     with pytest.raises(DiskError, match=r"step-000010: cannot be written: No space left on device") as caught:
-        Trainer(wanted, fill).run()
+        trained(wanted, fill)
     assert caught.value.exit_code == 5
     assert "what was finished before is kept" in str(caught.value) and "free some space" in str(caught.value)
     assert [path.name for path in wanted.checkpoints.iterdir() if path.name.startswith(".")] == []
@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_while_saving(
     assert found is not None and found.step == 8
 
     disk("size=64m")
-    assert Trainer(wanted, lambda *_: None).run() == right
+    assert trained(wanted) == right
     assert losses(wanted) == losses(calm)
 
 

@@ -31,9 +31,11 @@ from msgspec.structs import replace
 
 import prepare.build
 import prepare.corpus.pin  # noqa: F401
+from pipeline import training
 from pipeline.config import Recipe, load
 from shards.atomic import sha256_of
-from train.loop import Trainer
+from train import loop
+from train.session import Output, Session
 from train.state import checkpoint
 
 STEPS = 40
@@ -58,8 +60,8 @@ class Deadly:
         self.point = point
         self.saves = self.calls = self.evaluations = 0
         self.found: list[Point] = []
-        write, fsync, save, check = checkpoint._write, os.fsync, checkpoint.save, Trainer._ending
-        evaluate = Trainer._evaluate
+        write, fsync, save, check = checkpoint._write, os.fsync, checkpoint.save, loop._ending
+        evaluate = loop._evaluate
 
         def saved(*arguments: Any) -> Path:
             self.saves, self.calls = self.saves + 1, 0
@@ -76,22 +78,22 @@ class Deadly:
             self._called()
             fsync(descriptor)
 
-        def stepped(trainer: Trainer, *arguments: Any) -> Any:
-            self._reached(("step", trainer.step, 0))
-            return check(trainer, *arguments)
+        def stepped(run: Session, *arguments: Any) -> Any:
+            self._reached(("step", run.state.step, 0))
+            return check(run, *arguments)
 
-        def evaluated(trainer: Trainer, tokens: int) -> Any:
+        def evaluated(run: Session, out: Output, tokens: int) -> Any:
             self.evaluations += 1
             if self.point and self.point[:2] == ("eval", self.evaluations):
-                trainer.saver.wait()
+                out.saver.wait()
             self._reached(("eval", self.evaluations, 0))
-            found = evaluate(trainer, tokens)
+            found = evaluate(run, out, tokens)
             self._reached(("eval", self.evaluations, 1))
             return found
 
         checkpoint.save, checkpoint._write, os.fsync = saved, written, synced  # type: ignore[assignment]
-        Trainer._evaluate = evaluated  # type: ignore[method-assign]
-        Trainer._ending = stepped  # type: ignore[method-assign]
+        loop._evaluate = evaluated
+        loop._ending = stepped
         sys.addaudithook(self._heard)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # past its limit the kernel ends the process at that very byte
 
@@ -144,7 +146,7 @@ class Gate:
 
     def _train(self, name: str, point: Point | None) -> None:
         deadly = Deadly(point)
-        pipeline_of(self.recipe, self.home).train(name)
+        training.train(pipeline_of(self.recipe, self.home), name)
         (self.scratch / "points").write_text(json.dumps(deadly.found))
 
     def _end_of(self, name: str) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_gpt2_with_adamw(place: Place) -> None:
 def test_a_capped_memory_halves_the_micro_batch_and_not_the_step(place: Place) -> None:
     """With so little memory that 32 sequences do not fit, the same losses come of smaller pieces."""
     code = (
-        "import torch, sys; from train import loop; loop.cap_memory = lambda device: "
+        "import torch, sys; from train import session; session.cap_memory = lambda device: "
         "torch.cuda.set_per_process_memory_fraction({} / torch.cuda.mem_get_info()[1], device); "
         "from pipeline.cli.main import main; main(sys.argv[1:])"
     )

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from pipeline.cli.main import main
 from shards import Manifest
 from train import loop
+from train.session import Output, Session
 from train.telemetry.metrics import read_rows
 
 
@@ -22,15 +23,15 @@ def test_a_run_goes_on_after_its_folder_grew(tiny_toml: Path, tmp_path: Path, mo
         assert result.exit_code == 0, result.output
 
     millpond("train", "calm", 60_000)
-    save = loop.Trainer._save
+    save = loop._save
 
-    def stop(trainer: loop.Trainer) -> None:
-        save(trainer)
-        if trainer.step == 30:
+    def stop(run: Session, out: Output) -> None:
+        save(run, out)
+        if run.state.step == 30:
             raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(loop.Trainer, "_save", stop)
+        patch.setattr(loop, "_save", stop)
         millpond("train", "grown", 60_000)
     millpond("prepare", "grown", 0)
     (folder,) = (tmp_path / "grown" / "tokens").iterdir()

@@ -19,6 +19,7 @@ from pipeline import config
 from pipeline.cli.main import main
 from pipeline.home.layout import Layout, RunPaths
 from train import loop
+from train.session import Output, Session
 from train.telemetry.metrics import read_rows
 
 SETTINGS = ("--set", "optim.lr=0.02", "--set", "model.d_model=16", "--set", "train.steps=16")
@@ -72,14 +73,14 @@ class Stopped(BaseException):
 
 def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
     """The run dies when it comes to save at this step."""
-    save = loop.Trainer._save
+    save = loop._save
 
-    def stop(trainer: loop.Trainer) -> None:
-        if trainer.step >= step:
+    def stop(run: Session, out: Output) -> None:
+        if run.state.step >= step:
             raise Stopped
-        save(trainer)
+        save(run, out)
 
-    patch.setattr(loop.Trainer, "_save", stop)
+    patch.setattr(loop, "_save", stop)
 
 
 def die(step: int, *arguments: object) -> None:

@@ -1,38 +1,40 @@
 """One line a log step, at most 80 columns, whatever the numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.terminal import Terminal, thousands
+from train.events import Ended, Evaluated, Logged, Saved, Started
 
-START = {
-    "family": "modern",
-    "parameters": 162_151_680,
-    "device": "NVIDIA GeForce RTX 3090",
-    "precision": "bfloat16",
-    "steps": 19073,
-    "step": 0,
-    "batch_tokens": 262_144,
-    "last_batch_tokens": 262_144,
-    "processes": 1,
-    "micro_batch": 16,
-    "accumulation": 16,
-    "seq_len": 1024,
-    "epoch_tokens": 9_999_999_999,
-    "flops_per_token": 854_438_400,
-    "peak_flops": 71e12,
-    "peak_source": "table",
-}
+START = Started(
+    family="modern",
+    parameters=162_151_680,
+    device="NVIDIA GeForce RTX 3090",
+    precision="bfloat16",
+    steps=19073,
+    step=0,
+    batch_tokens=262_144,
+    last_batch_tokens=262_144,
+    processes=1,
+    micro_batch=16,
+    accumulation=16,
+    seq_len=1024,
+    epoch_tokens=9_999_999_999,
+    flops_per_token=854_438_400,
+    peak_flops=71e12,
+    peak_source="table",
+)
 LOG = {
     "step": 19073,
-    "steps": 19073,
     "loss": 10.8249,
     "lr": 2.5e-2,
     "grad_norm": 1234.56,
     "tok_per_s": 463_123.4,
     "mfu_percent": 55.21,
     "stall_percent": 0.0123,
-    "eta_seconds": 123 * 3600 + 59,
 }
+LEFT = 123 * 3600 + 59  # seconds
 ENERGY = {"watts": 349.7, "energy_kwh": 4.3512, "cost": 1.3054}
 EVAL = {"step": 250, "val_loss": 10.8249, "val_bpb": 3.28, "val_tokens": 1_048_576}
 
@@ -50,7 +52,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_row_has_what_a_person_needs(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.training("log", {**LOG, **ENERGY})
+    terminal.training(Logged({**LOG, **ENERGY}, 19073, LEFT))
     header, row = lines(capsys)
     assert header.split() == ["step", "loss", "lr", "grad", "tok/s", "MFU", "stall", "watts", "left"]
     assert row.split() == [
@@ -60,43 +62,44 @@ def test_a_row_has_what_a_person_needs(terminal: Terminal, capsys: pytest.Captur
 
 
 def test_no_card_no_watts(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.training("log", LOG)
+    terminal.training(Logged(LOG, 19073, LEFT))
     assert "watts" not in lines(capsys)[0]
 
 
 def test_the_header_comes_again_after_what_stood_between(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind, row in (("log", LOG), ("log", LOG), ("save", {"step": 1, "path": "x"}), ("log", LOG)):
-        terminal.training(kind, row)
-    terminal.training("eval", EVAL)
-    terminal.training("log", LOG)
+    logged = Logged(LOG, 19073, LEFT)
+    for event in (logged, logged, Saved(1, Path("x")), logged):
+        terminal.training(event)
+    terminal.training(Evaluated(EVAL))
+    terminal.training(Logged(LOG, 19073, LEFT))
     found = ["header" if "tok/s" in line else line.split()[0] for line in lines(capsys)]
     assert found == ["header", *["19073/19073"] * 3, "250", "header", "19073/19073"]
 
 
 def test_an_evaluation_says_over_how_many_tokens(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.training("eval", EVAL)
-    terminal.training("eval", {**EVAL, "val_tokens": 10_485_760})
+    terminal.training(Evaluated(EVAL))
+    terminal.training(Evaluated({**EVAL, "val_tokens": 10_485_760}))
     loss = "      250  validation 10.8249 nats/token, 3.2800 bits/byte"
     assert lines(capsys) == [f"{loss} (1.0M tokens)", f"{loss} (10.5M tokens)"]
 
 
 def test_the_scale_of_mfu_is_said_at_the_start(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.training("start", START)
+    terminal.training(START)
     assert lines(capsys)[-1].strip() == "854 MFLOP a token (6 N + 12 L D T), peak 71.0 TFLOP/s (table)"
 
 
 def test_a_ramp_says_where_it_leads(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.training("start", START)
-    terminal.training("start", {**START, "last_batch_tokens": 524_288})
+    terminal.training(START)
+    terminal.training(START._replace(last_batch_tokens=524_288))
     assert [line.strip() for line in lines(capsys) if "growing" in line] == ["growing to 524,288 tokens a step"]
 
 
 def test_the_end_sums_up(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    end = {"step": 7629, "tokens": 1_999_896_576, "hours": 11.09, "tok_per_s": 50_093.4, "memory_gb": 21.43}
-    terminal.training("end", {**end, "graphs": 0})
-    terminal.training("end", {**end, "graphs": 3, **ENERGY})
+    summary = {"hours": 11.09, "tok_per_s": 50_093.4, "memory_gb": 21.43}
+    terminal.training(Ended(7629, 1_999_896_576, 0, summary))
+    terminal.training(Ended(7629, 1_999_896_576, 3, {**summary, **ENERGY}))
     assert lines(capsys) == [
         "trained   2.0G tokens in 11:05:24, 50.1k tok/s, 21.4 GB",
         "trained   2.0G tokens in 11:05:24, 50.1k tok/s, 21.4 GB; 4.35 kWh, cost 1.31",

@@ -18,6 +18,7 @@ from pipeline.home import trackers
 from pipeline.home.layout import RunPaths
 from pipeline.home.trackers import Trackers, require
 from shards.errors import HostError
+from train.events import Evaluated, Logged, Sampled, Started
 
 
 def loss(step: int) -> float:
@@ -27,12 +28,12 @@ def loss(step: int) -> float:
 def session(run: RunPaths, name: Any, first: int, last: int, *, closed: bool = True) -> Trackers:
     """The events of a run that goes on at `first` and comes to `last`; a killed one closes nothing."""
     found = Trackers((name,), run, Recipe())
-    found.training("start", {"step": first, "family": "modern"})
+    found.training(Started(step=first, **dict.fromkeys(set(Started._fields) - {"step"}, 0)))  # type: ignore[arg-type]
     if not first:
-        found.training("eval", {"step": 0, "val_loss": loss(0)})
+        found.training(Evaluated({"step": 0, "val_loss": loss(0)}))
     for step in range(first + 1, last + 1):
-        found.training("log", {"step": step, "loss": loss(step), "tok_per_s": step * 1.5})
-        found.training("sample", {"step": step, "text": "x"})
+        found.training(Logged({"step": step, "loss": loss(step), "tok_per_s": step * 1.5}, 60, 1.0))
+        found.training(Sampled(step, "The", "x"))
     if closed:
         found.__exit__(None, None, None)
     return found

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from shards.errors import HostError, Interrupted
+from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.data.batch import Batch
 from train.data.sources import Source
 from train.evaluate import Evaluation
 from train.job import Job
-from train.loop import Trainer
 from train.machine import reducer
 from train.machine.ranks import World
 from train.model.gpt import Model
 from train.optim.groups import Optimizers
+from train.session import Session
 from train.step import Stepper, StepResult
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=32, seq_len=16)
@@ -57,27 +58,27 @@ class Trained(msgspec.Struct):
 def train(world: World, job: Job) -> Trained:
     """The whole run, or the rest of it."""
     events: list[str] = []
-    trainer = Trainer(job, lambda kind, _: events.append(kind), world)
-    result = trainer.run()
-    return Trained(result.weights_sha256, result.evaluation, events, trainer.micro_batch)
+    session = Session(job, world)
+    result = loop.train(session, lambda event: events.append(type(event).__name__))
+    return Trained(result.weights_sha256, result.evaluation, events, session.fit.micro_batch)
 
 
 def stop(world: World, job: Job, rank: int, step: int) -> tuple[int, int]:
     """The run, until `rank` alone gets a SIGTERM in `step`: the exit code and the step at which this rank stopped."""
-    trainer = Trainer(job, lambda *_: None, world)
-    learn = trainer.stepper.step
+    session = Session(job, world)
+    learn = session.stepper.step
 
     def signalled(*arguments: Any) -> StepResult:
-        if world.rank == rank and trainer.step + 1 == step:
+        if world.rank == rank and session.state.step + 1 == step:
             signal.raise_signal(signal.SIGTERM)
         return learn(*arguments)
 
-    trainer.stepper.step = signalled  # type: ignore[method-assign]
+    session.stepper.step = signalled  # type: ignore[method-assign]
     try:
-        trainer.run()
+        loop.train(session, lambda _: None)
     except Interrupted as error:
-        return error.exit_code, trainer.step
-    return 0, trainer.step
+        return error.exit_code, session.state.step
+    return 0, session.state.step
 
 
 class Share:

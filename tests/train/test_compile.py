@@ -14,10 +14,11 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor.graph import GraphLowering
+from training import trained
 
 from train.config import TrainConfig
+from train.events import Ended, Event
 from train.job import Job
-from train.loop import Trainer
 from train.machine.compile import OrEager, compile_model, wants_compile
 from train.model.gpt import Model
 
@@ -51,11 +52,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
     torch.compiler.reset()
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job) -> Ended:
     """The run's last event, after all of it."""
-    ends: list[dict[str, Any]] = []
-    Trainer(job, lambda kind, row: ends.append(row) if kind == "end" else None).run()
-    return ends[0]
+    events: list[Event] = []
+    trained(job, events.append)
+    end = events[-1]
+    assert isinstance(end, Ended)
+    return end
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["", "documents"])
@@ -67,9 +70,9 @@ def test_a_whole_run_compiles_each_graph_once(
     compiled = rank_work.job(tiny_folder, tmp_path / "compiled", compile="on", **wanted)
     end = run(compiled)
     assert sorted(counting.kinds) == ONCE
-    assert end["graphs"] == 3  # a backward graph counts with its forward graph
+    assert end.graphs == 3  # a backward graph counts with its forward graph
     plain = rank_work.job(tiny_folder, tmp_path / "plain", compile="off", **wanted)
-    assert run(plain)["graphs"] == 0
+    assert run(plain).graphs == 0
     assert len(counting.kinds) == len(ONCE)
     for a, b in zip(results(compiled.metrics), results(plain.metrics), strict=True):
         assert a == pytest.approx(b, rel=1e-4)

@@ -94,12 +94,11 @@ def test_its_state_comes_back() -> None:
     straight, first, second = (Guard(CPU, spike_z=5.0, window=16) for _ in range(3))
     expected = [judged(straight, *each) for each in values]
     found = [judged(first, *each) for each in values[:47]]
-    tensors = {name: value.clone() for name, value in first.tensors().items()}
-    second.load_tensors(tensors)
-    assert not tensors
+    tensors = {name: value.clone() for name, value in first.state().items()}
+    second.load_state(tensors)
     found += [judged(second, *each) for each in values[47:]]
     assert found == expected and expected.count(False) == 3
-    assert all(torch.equal(value, straight.tensors()[name]) for name, value in second.tensors().items())
+    assert all(torch.equal(value, straight.state()[name]) for name, value in second.state().items())
     assert second.news() == [51]
 
 
@@ -139,8 +138,8 @@ def test_not_a_number_at_any_step_is_as_if_its_batch_were_not_there(name: str, p
         taken(ours, loader, step)
         taken(theirs, undisturbed, step)
         assert torch.equal(weights(ours), weights(theirs)), step
-    expected = theirs.optimizers.tensors()
-    assert all(torch.equal(value, expected[key]) for key, value in ours.optimizers.tensors().items())
+    expected = theirs.optimizers.state()
+    assert all(torch.equal(value, expected[key]) for key, value in ours.optimizers.state().items())
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

@@ -10,13 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 from harness import results
+from training import Stopped, stop_at, trained
 
 from shards.errors import ConfigError, RefusedError
 from train.config import EarlierLength, ModelConfig, OptimConfig, TrainConfig
 from train.data.sources import Source
+from train.events import Saved
 from train.job import Job
-from train.loop import Trainer
 from train.schedule import Ramp, lr_factor
+from train.session import Session
 from train.state import checkpoint as checkpoints
 from train.state.checkpoint import steps
 
@@ -59,22 +61,14 @@ def longer(train: TrainConfig, steps: int, until: int) -> TrainConfig:
     return msgspec.structs.replace(train, tokens=0, steps=steps, earlier=earlier)
 
 
-class Stopped(Exception):
-    pass
-
-
 def run(job: Job, stop: int = 0) -> str:
     """Train, to the end or until the checkpoint of step `stop` is published; the hash of the weights."""
 
-    def emit(kind: str, row: dict[str, Any]) -> None:
-        if kind == "save" and row["step"] == stop:
-            raise Stopped
-
     if stop:
         with pytest.raises(Stopped):
-            Trainer(job, emit).run()
+            trained(job, stop_at(stop, Saved))
         return ""
-    return Trainer(job, emit).run().weights_sha256
+    return trained(job).weights_sha256
 
 
 def rows(root: Path) -> list[list[dict[str, Any]]]:
@@ -124,9 +118,9 @@ def test_what_another_length_made_is_refused(tiny_folder: Path, tmp_path: Path) 
     run(job(tiny_folder, tmp_path, SHORT))
     train = longer(SHORT, 24, 10)
     with pytest.raises(RefusedError, match="step 12 was made with another recipe"):
-        Trainer(job(tiny_folder, tmp_path, train, (SHORT, 10)), lambda *_: None)
+        Session(job(tiny_folder, tmp_path, train, (SHORT, 10)))
     shutil.rmtree(tmp_path / "checkpoints" / "step-000012")
-    assert Trainer(job(tiny_folder, tmp_path, train, (SHORT, 10)), lambda *_: None).step == 10
+    assert Session(job(tiny_folder, tmp_path, train, (SHORT, 10))).state.step == 10
     saved = checkpoints.load_latest(tmp_path / "checkpoints")
     assert saved and saved.step == 10
 

@@ -88,7 +88,7 @@ def test_state_survives_its_tensors(name: str) -> None:
     learn(first, before, range(5))
     second, after = build()
     second.load_state_dict(first.state_dict())
-    after.load_tensors({key: value.clone() for key, value in before.tensors().items()})
+    after.load_state({key: value.clone() for key, value in before.state().items()})
     learn(second, after, range(5, 10))
     for a, b in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)

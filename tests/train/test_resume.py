@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from harness import command, millpond, results
+from training import Stopped, stop_at, trained, unheard
 
 from shards import CorruptError, OutOfTime, RefusedError
 from train import evaluate as evaluating
@@ -19,8 +20,10 @@ from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.data.sources import Source
 from train.evaluate import evaluate
+from train.events import Ended, Evaluated, Event, Logged, Sampled, Saved, Started
 from train.job import Job
-from train.loop import Trainer
+from train.loop import train
+from train.session import Session
 from train.state import checkpoint as checkpoints
 from train.state.checkpoint import BEST, Best, load_best, load_latest, save, step_of, steps
 from train.telemetry.metrics import read_rows
@@ -40,33 +43,21 @@ def job(tokens: Path, root: Path, **train: Any) -> Job:
     )
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_at(step: int, kind: str) -> Any:
-    def emit(event: str, row: dict[str, Any]) -> None:
-        if event == kind and row["step"] >= step:
-            raise Stopped
-
-    return emit
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("undisturbed")
-    return root, Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256
+    return root, trained(job(tiny_folder, root)).weights_sha256
 
 
-@pytest.mark.parametrize("kind", ["log", "eval", "sample", "save"])
+@pytest.mark.parametrize("kind", [Logged, Evaluated, Sampled, Saved])
 @pytest.mark.parametrize("step", [1, 9, 16])
 def test_stopped_anywhere_and_resumed(
-    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], kind: str, step: int
+    tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], kind: type[Event], step: int
 ) -> None:
     """Dropout is on, and log rows cross checkpoints, so generators and running sums must come back as well."""
     with pytest.raises(Stopped):
-        Trainer(job(tiny_folder, tmp_path), stop_at(step, kind)).run()
-    result = Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+        trained(job(tiny_folder, tmp_path), stop_at(step, kind))
+    result = trained(job(tiny_folder, tmp_path))
     root, weights = undisturbed
     assert result.weights_sha256 == weights
     assert results(tmp_path / "metrics.jsonl") == results(root / "metrics.jsonl")
@@ -86,22 +77,23 @@ class Burning:
 def test_what_was_spent_goes_on_and_changes_nothing(
     tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.loop.card_power", lambda _: Burning())
+    monkeypatch.setattr("train.session.card_power", lambda _: Burning())
     wanted = job(tiny_folder, tmp_path, kwh_price=0.5)
     with pytest.raises(Stopped):
-        Trainer(wanted, stop_at(10, "save")).run()
+        trained(wanted, stop_at(10, Saved))
     saved = load_latest(wanted.checkpoints)
     assert saved and saved.progress.energy_kwh == 1 and saved.progress.seconds > 0
-    ends = []
-    Trainer(wanted, lambda kind, row: ends.append(row) if kind == "end" else None).run()
+    events: list[Event] = []
+    trained(wanted, events.append)
     found = [row for row in read_rows(tmp_path / "metrics.jsonl") if "energy_kwh" in row]
     assert [(row["step"], row["energy_kwh"], row["cost"]) for row in found] == [
         *((step, 1, 0.5) for step in (3, 6, 9)),
         *((step, 2, 1.0) for step in (12, 15, 18, 21, 24)),
     ]
-    (end,) = ends
-    assert (end["tokens"], end["energy_kwh"]) == (24 * 256, 2)
-    assert end["tok_per_s"] < end["tokens"] / saved.progress.seconds
+    end = events[-1]
+    assert isinstance(end, Ended)
+    assert (end.tokens, end.summary["energy_kwh"]) == (24 * 256, 2)
+    assert end.summary["tok_per_s"] < end.tokens / saved.progress.seconds
     assert results(tmp_path / "metrics.jsonl") == results(undisturbed[0] / "metrics.jsonl")
 
 
@@ -111,7 +103,7 @@ def test_a_finished_run_measures_the_same_again(
     root, weights = undisturbed
     shutil.copytree(root, tmp_path / "run")
     before = results(tmp_path / "run" / "metrics.jsonl")
-    result = Trainer(job(tiny_folder, tmp_path / "run"), lambda *_: None).run()
+    result = trained(job(tiny_folder, tmp_path / "run"))
     assert result.weights_sha256 == weights
     assert result.evaluation.loss == before[-1]["val_loss"]
     assert results(tmp_path / "run" / "metrics.jsonl") == before
@@ -122,12 +114,12 @@ def test_another_micro_batch_sees_the_same_data(
 ) -> None:
     wanted = job(tiny_folder, tmp_path)
     wanted = wanted._replace(model=msgspec.structs.replace(wanted.model, dropout=0.0))
-    Trainer(wanted._replace(metrics=tmp_path / "a"), lambda *_: None).run()
+    trained(wanted._replace(metrics=tmp_path / "a"))
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(Stopped):
-        Trainer(wanted, stop_at(10, "save")).run()
+        trained(wanted, stop_at(10, Saved))
     smaller = wanted._replace(train=msgspec.structs.replace(wanted.train, micro_batch=2))
-    Trainer(smaller, lambda *_: None).run()
+    trained(smaller)
     for ours, theirs in zip(results(tmp_path / "metrics.jsonl"), results(tmp_path / "a"), strict=True):
         assert ours.keys() == theirs.keys()
         norms = ours.pop("grad_norm", 0.0), theirs.pop("grad_norm", 0.0)  # of what the losses cancel out
@@ -163,12 +155,12 @@ def test_an_evaluation_that_fails_costs_no_training(
     with monkeypatch.context() as patch:
         evaluation_fails(patch, number)
         with pytest.raises(Stopped):
-            Trainer(wanted, lambda *_: None).run()
+            trained(wanted)
     assert step_of(steps(wanted.checkpoints)[-1]) == step
-    again = Trainer(wanted, lambda *_: None)
-    assert again.step == step
+    again = Session(wanted)
+    assert again.state.step == step
     root, weights = undisturbed
-    result = again.run()
+    result = train(again, unheard)
     assert result.weights_sha256 == weights
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert results(tmp_path / name) == results(root / name)
@@ -186,9 +178,9 @@ def test_a_sample_that_fails_costs_no_training(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "generate", fail)
         with pytest.raises(Stopped):
-            Trainer(wanted, lambda *_: None).run()
+            trained(wanted)
     assert step_of(steps(wanted.checkpoints)[-1]) == 8
-    assert Trainer(wanted, lambda *_: None).run().weights_sha256 == undisturbed[1]
+    assert trained(wanted).weights_sha256 == undisturbed[1]
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert results(tmp_path / name) == results(undisturbed[0] / name)
 
@@ -202,7 +194,7 @@ def test_a_run_whose_best_was_measured_over_other_tokens(tiny_folder: Path, tmp_
     """As before evaluations on the way were short: the best is in the checkpoint, and there is no mark."""
     wanted = job(tiny_folder, tmp_path)
     with pytest.raises(Stopped):
-        Trainer(wanted, stop_at(15, "save")).run()
+        trained(wanted, stop_at(15, Saved))
     newest = load_latest(wanted.checkpoints)
     assert newest is not None and newest.step == 15
     (wanted.checkpoints / BEST).unlink()
@@ -210,27 +202,30 @@ def test_a_run_whose_best_was_measured_over_other_tokens(tiny_folder: Path, tmp_
     save(wanted.checkpoints, newest._replace(progress=old), keep=2)
     found = load_best(wanted.checkpoints)
     assert found is not None and found.step == 8
-    assert Trainer(wanted, lambda *_: None).best == old.best
-    result = Trainer(wanted, lambda *_: None).run()
+    assert Session(wanted).state.best == old.best
+    result = trained(wanted)
     assert result.best is not None and (result.best.step, result.best.val_tokens) == (24, 640)
 
 
 @pytest.mark.parametrize(
     ("event", "message"),
-    [("start", "step 0: the validation loss is not a number"), ("eval", "step 5: a weight is not a number any more")],
+    [
+        (Started, "step 0: the validation loss is not a number"),
+        (Evaluated, "step 5: a weight is not a number any more"),
+    ],
 )
 def test_a_run_that_diverges_stops_before_it_is_saved(
-    tiny_folder: Path, tmp_path: Path, event: str, message: str
+    tiny_folder: Path, tmp_path: Path, event: type[Event], message: str
 ) -> None:
     """By the first evaluation, or by the first save, though no log step has come yet."""
 
-    def poison(happened: str, row: dict[str, Any]) -> None:
-        if happened == event:
-            next(trainer.model.parameters()).data[:] = float("inf")
+    def poison(happened: Event) -> None:
+        if isinstance(happened, event):
+            next(run.model.parameters()).data[:] = float("inf")
 
-    trainer = Trainer(job(tiny_folder, tmp_path, log_every=100), poison)
+    run = Session(job(tiny_folder, tmp_path, log_every=100))
     with pytest.raises(RefusedError, match=message):
-        trainer.run()
+        train(run, poison)
     assert "null" not in (tmp_path / "metrics.jsonl").read_text()
     assert not (tmp_path / "checkpoints").exists()
 
@@ -243,14 +238,14 @@ def evaluations(path: Path) -> dict[int, float]:
 def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
     """Something spoils the model at step 30, so the best is not the last; it was saved though no save was due."""
 
-    def spoil(event: str, row: dict[str, Any]) -> None:
-        if event == "log" and row["step"] == 30:
-            for weight in trainer.model.parameters():
+    def spoil(event: Event) -> None:
+        if isinstance(event, Logged) and event.row["step"] == 30:
+            for weight in run.model.parameters():
                 weight.data += 0.5
 
     wanted = job(tiny_folder, tmp_path, steps=40, eval_every=4, checkpoint_every=40, keep_checkpoints=1)
-    trainer = Trainer(wanted, spoil)
-    whole = trainer.run()
+    run = Session(wanted)
+    whole = train(run, spoil)
     losses = evaluations(tmp_path / "metrics.jsonl")
     best = min(losses, key=lambda step: losses[step])
     assert best == 28
@@ -261,9 +256,9 @@ def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
 
     again = wanted._replace(checkpoints=tmp_path / "again", metrics=tmp_path / "b", samples=tmp_path / "c")
     with pytest.raises(Stopped):
-        Trainer(again, stop_at(best + 1, "log")).run()
-    trainer = Trainer(again, spoil)
-    assert trainer.run() == whole
+        trained(again, stop_at(best + 1, Logged))
+    run = Session(again)
+    assert train(run, spoil) == whole
     assert [step_of(path) for path in steps(tmp_path / "again")] == [best, 40]
 
 
@@ -284,26 +279,26 @@ def test_the_best_is_marked_once_its_checkpoint_is_there(
 
     monkeypatch.setattr(checkpoints, "save", slowly)
     monkeypatch.setattr(checkpoints, "mark_best", marked)
-    Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+    trained(job(tiny_folder, tmp_path))
     assert there and all(there)
 
 
 def test_a_damaged_best_is_best_no_more(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wanted = job(tiny_folder, tmp_path)
     with pytest.raises(Stopped):
-        Trainer(wanted, stop_at(11, "log")).run()
-    assert Trainer(wanted, lambda *_: None).best is not None
+        trained(wanted, stop_at(11, Logged))
+    assert Session(wanted).state.best is not None
     (tmp_path / "checkpoints" / "step-000008" / "model.safetensors").write_bytes(b"")
-    assert Trainer(wanted, lambda *_: None).best is None
+    assert Session(wanted).state.best is None
     assert "the best checkpoint is damaged" in caplog.text
 
 
 def test_time_that_is_up(tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str]) -> None:
     for step in (1, 2):
         with pytest.raises(OutOfTime, match=f"time is up: saved at step {step} of 24"):
-            Trainer(job(tiny_folder, tmp_path), lambda *_: None).run(until=time.monotonic())
+            trained(job(tiny_folder, tmp_path), until=time.monotonic())
         assert step_of(steps(tmp_path / "checkpoints")[-1]) == step
-    result = Trainer(job(tiny_folder, tmp_path), lambda *_: None).run(until=time.monotonic() + 3600)
+    result = trained(job(tiny_folder, tmp_path), until=time.monotonic() + 3600)
     root, weights = undisturbed
     assert result.weights_sha256 == weights
     assert results(tmp_path / "metrics.jsonl") == results(root / "metrics.jsonl")
@@ -386,11 +381,11 @@ def test_a_checkpoint_of_another_version_is_refused(tiny_folder: Path, tmp_path:
     """Whole by its hashes, and a tensor short."""
     wanted = job(tiny_folder, tmp_path)
     with pytest.raises(Stopped):
-        Trainer(wanted, stop_at(5, "save")).run()
+        trained(wanted, stop_at(5, Saved))
     newest = load_latest(wanted.checkpoints)
     assert newest is not None
     short = {name: value for name, value in newest.state.items() if name != "guard.values"}
     save(wanted.checkpoints, newest._replace(state=short), keep=2)
     with pytest.raises(CorruptError, match=r"the checkpoint of step 5 does not fit the run: 'guard.values'") as caught:
-        Trainer(wanted, lambda *_: None)
+        Session(wanted)
     assert "--fresh" in caught.value.fix

@@ -2,23 +2,25 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from harness import results
+from training import Stopped, trained, unheard
 
 from shards import Interrupted, RefusedError
-from train import loop
+from train import session
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.data.batch import Batch
 from train.data.loader import TokenLoader
 from train.data.sources import Source
+from train.events import Evaluated, Event, Logged, Report, RolledBack, Saved
 from train.job import Job
-from train.loop import Trainer
+from train.loop import train
 from train.model.gpt import Model
+from train.session import Session
 from train.state import checkpoint as checkpoints
 from train.telemetry.metrics import RowLog
 
@@ -62,27 +64,23 @@ def bad(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     def loss(model: Model, *batch: Any) -> torch.Tensor:
         return whole(model, *batch) * (factor if model.training else 1.0)
 
-    monkeypatch.setattr(loop, "TokenLoader", Poisoned)
+    monkeypatch.setattr(session, "TokenLoader", Poisoned)
     monkeypatch.setattr(Model, "loss", loss)
     return chosen
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_at(event: str, number: int) -> Callable[[str, dict[str, Any]], None]:
+def stop_at(kind: type[Event], number: int) -> Report:
     """Stops at the `number`-th such event, from 0 on."""
     seen = 0
 
-    def emit(kind: str, row: dict[str, Any]) -> None:
+    def report(event: Event) -> None:
         nonlocal seen
-        if kind == event:
+        if isinstance(event, kind):
             seen += 1
             if seen > number:
                 raise Stopped
 
-    return emit
+    return report
 
 
 def test_a_few_bad_steps_are_skipped_and_told(
@@ -90,14 +88,14 @@ def test_a_few_bad_steps_are_skipped_and_told(
 ) -> None:
     """A log row counts them and its loss is that of the others; where all are bad, there is no row."""
     bad |= {1, 6, 7, 12}
-    trainer = Trainer(job(tiny_folder, tmp_path), lambda *_: None)
-    trainer.run()
+    run = Session(job(tiny_folder, tmp_path))
+    train(run, unheard)
     logs = {row["step"]: row for row in rows(tmp_path) if "loss" in row}
     assert {step: row["skipped_steps"] for step, row in logs.items()} == {
         2: 1, 4: 1, 6: 1, 10: 3, 12: 3, 14: 4, 16: 4, 18: 4, 20: 4, 22: 4, 24: 4
     }  # fmt: skip
     assert logs[2]["grad_norm"] == 0
-    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
     assert [record.getMessage() for record in caplog.records] == [
         f"skipped, for a loss or gradient that is no number or a spike: {steps}"
         for steps in (
@@ -111,28 +109,27 @@ def test_a_few_bad_steps_are_skipped_and_told(
 def test_a_bad_stretch_is_gone_around(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
     """Batches 7 to 16: twice back to step 5, since the first time ends in the middle of them; one more is skipped."""
     bad |= set(range(7, 17))
-    events: list[tuple[str, dict[str, Any]]] = []
-    trainer = Trainer(job(tiny_folder, tmp_path), lambda *event: events.append(event))
-    trainer.run()
-    backs = [row for kind, row in events if kind == "rollback"]
-    assert [row["rollback_from"] for row in backs] == [11, 10]
-    assert [row["windows_skipped"] for row in backs] == [[20, 44], [20, 64]]
+    events: list[Event] = []
+    run = Session(job(tiny_folder, tmp_path))
+    train(run, events.append)
+    backs = [event for event in events if isinstance(event, RolledBack)]
+    assert [(back.bad, back.skipped) for back in backs] == [(11, (20, 44)), (10, (20, 64))]
     found = rows(tmp_path)
     (back,) = (row for row in found if "rollback_from" in row)
     assert back == {"step": 6, "rollback_from": 10, "windows_skipped": [20, 64]}
     assert [row["step"] for row in found] == sorted(row["step"] for row in found)
     assert [row["step"] for row in found if "loss" in row] == list(range(2, 25, 2))
     assert found[-2]["skipped_steps"] == 1
-    assert trainer.position == 4 * 24 + 44
-    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert run.state.position == 4 * 24 + 44
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
 
 
 @pytest.mark.parametrize(
     ("event", "number"),
-    [("rollback", 0), ("rollback", 1), *(("log", n) for n in range(14)), ("save", 1), ("save", 2), ("eval", 2)],
+    [(RolledBack, 0), (RolledBack, 1), *((Logged, n) for n in range(14)), (Saved, 1), (Saved, 2), (Evaluated, 2)],
 )
 def test_killed_on_the_way_it_ends_the_same(
-    tiny_folder: Path, tmp_path: Path, bad: set[int], event: str, number: int
+    tiny_folder: Path, tmp_path: Path, bad: set[int], event: type[Event], number: int
 ) -> None:
     bad |= {2, *range(7, 17), 20}
     calm, killed = tmp_path / "calm", tmp_path / "killed"
@@ -141,8 +138,8 @@ def test_killed_on_the_way_it_ends_the_same(
         root.mkdir()
         if root is killed:
             with pytest.raises(Stopped):
-                Trainer(job(tiny_folder, root), stop_at(event, number)).run()
-        weights.append(Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256)
+                trained(job(tiny_folder, root), stop_at(event, number))
+        weights.append(trained(job(tiny_folder, root)).weights_sha256)
     assert weights[0] == weights[1]
     assert rows(calm) == rows(killed)
 
@@ -167,8 +164,8 @@ def test_killed_in_the_middle_of_going_back(
 
                 patch.setattr(RowLog, "cut_back", stop)
                 with pytest.raises(Stopped):
-                    Trainer(job(tiny_folder, root), lambda *_: None).run()
-        weights.append(Trainer(job(tiny_folder, root), lambda *_: None).run().weights_sha256)
+                    trained(job(tiny_folder, root))
+        weights.append(trained(job(tiny_folder, root)).weights_sha256)
     assert weights[0] == weights[1]
     assert rows(calm) == rows(killed)
 
@@ -178,21 +175,21 @@ def test_the_best_survives_going_back_to_it(tiny_folder: Path, tmp_path: Path, b
     bad |= set(range(8, 14))
     known = []
 
-    def tell(kind: str, row: dict[str, Any]) -> None:
-        if kind == "rollback":
-            known.append((row["step"], trainer.best))
+    def tell(event: Event) -> None:
+        if isinstance(event, RolledBack):
+            known.append((event.step, run.state.best))
 
-    trainer = Trainer(job(tiny_folder, tmp_path, eval_every=4, checkpoint_every=0), tell)
-    trainer.run()
+    run = Session(job(tiny_folder, tmp_path, eval_every=4, checkpoint_every=0))
+    train(run, tell)
     (eighth,) = (row for row in rows(tmp_path) if row["step"] == 8 and "val_loss" in row)
-    assert known[0] == (9, checkpoints.Best(8, eighth["val_loss"], 640))
+    assert known[0] == (8, checkpoints.Best(8, eighth["val_loss"], 640))
 
 
 def test_what_never_ends_is_refused(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
     """After three times, with the checkpoint from before whole; and none from the middle of it."""
     bad |= set(range(7, 1000))
     with pytest.raises(RefusedError, match=r"step 10: 5 steps in a row were skipped: .* 3 times after going") as caught:
-        Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+        trained(job(tiny_folder, tmp_path))
     assert "--fresh --set optim.lr=0.0083" in caught.value.fix
     assert caught.value.exit_code == 1
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
@@ -203,13 +200,13 @@ def test_what_never_ends_is_refused(tiny_folder: Path, tmp_path: Path, bad: set[
 def test_with_nothing_to_go_back_to_it_is_refused(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
     bad |= set(range(1000))
     with pytest.raises(RefusedError, match="step 4: 4 steps in a row were skipped"):
-        Trainer(job(tiny_folder, tmp_path), lambda *_: None).run()
+        trained(job(tiny_folder, tmp_path))
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_never_means_never(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
     bad |= set(range(7, 1000))
-    Trainer(job(tiny_folder, tmp_path, rollback_after=0), lambda *_: None).run()
+    trained(job(tiny_folder, tmp_path, rollback_after=0))
     saved = checkpoints.load_latest(tmp_path / "checkpoints")
     assert saved is not None and saved.progress.step == 24
     assert saved.state["guard.in_a_row"] == 17
@@ -220,7 +217,7 @@ def test_a_checkpoint_waits_for_a_step_that_is_taken(tiny_folder: Path, tmp_path
     bad |= {9, 10}
     saves = []
     keep = job(tiny_folder, tmp_path, keep_checkpoints=9)
-    Trainer(keep, lambda kind, row: saves.append(row["step"]) if kind == "save" else None).run()
+    trained(keep, lambda event: saves.append(event.step) if isinstance(event, Saved) else None)
     assert saves == [5, 8, 12, 15, 16, 20, 24]
 
 
@@ -228,19 +225,19 @@ def test_a_bad_weight_goes_back_too(tiny_folder: Path, tmp_path: Path) -> None:
     """Poisoned behind step 6; found by the evaluation at 8, when two steps in a row have been skipped."""
     poisoned = []
 
-    def poison(kind: str, row: dict[str, Any]) -> None:
-        events.append(kind)
-        if kind == "log" and row["step"] == 6 and not poisoned:
-            poisoned.append(trainer)
-            next(trainer.model.parameters()).data[:] = torch.inf
+    def poison(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Logged) and event.row["step"] == 6 and not poisoned:
+            poisoned.append(run)
+            next(run.model.parameters()).data[:] = torch.inf
 
-    events: list[str] = []
-    trainer = Trainer(job(tiny_folder, tmp_path), poison)
-    trainer.run()
-    assert events.count("rollback") == 1
+    events: list[Event] = []
+    run = Session(job(tiny_folder, tmp_path))
+    train(run, poison)
+    assert len([event for event in events if isinstance(event, RolledBack)]) == 1
     (back,) = (row for row in rows(tmp_path) if "rollback_from" in row)
     assert back == {"step": 6, "rollback_from": 8, "windows_skipped": [20, 32]}
-    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
 
 
 def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
@@ -248,13 +245,13 @@ def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Pat
     bad |= {7, 8, 9, 10}
     wanted = job(tiny_folder, tmp_path, rollback_after=3)
 
-    def interrupt(kind: str, row: dict[str, Any]) -> None:
-        if kind == "log" and row["step"] == 8:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Logged) and event.row["step"] == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="saved at step 9 of 24"):
-        Trainer(wanted, interrupt).run()
-    Trainer(wanted, lambda *_: None).run()
+        trained(wanted, interrupt)
+    trained(wanted)
     (back,) = (row for row in rows(tmp_path) if "rollback_from" in row)
     assert back == {"step": 10, "rollback_from": 10, "windows_skipped": [36, 40]}
     assert rows(tmp_path)[-2]["skipped_steps"] == 3
@@ -263,5 +260,5 @@ def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Pat
 def test_the_terminal_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline.terminal import Terminal
 
-    Terminal().training("rollback", {"step": 1501, "rollback_from": 1620, "windows_skipped": [24000, 25920]})
+    Terminal().training(RolledBack(1500, 1620, (24000, 25920), ""))
     assert capsys.readouterr().err == "     1620  back to step 1,500, without windows 24,000 to 25,919\n"

@@ -110,7 +110,7 @@ def test_the_size_expected_is_the_size_written(tmp_path: Path, name: str, family
     tokens = torch.randint(0, 500, (2, 33))
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()  # type: ignore[no-untyped-call]
     optimizers.step()
-    state = {**optimizers.tensors(), "rng.cpu": torch.get_rng_state(), "loss_sum": torch.zeros(())}
+    state = {**optimizers.state(), "rng.cpu": torch.get_rng_state(), "loss_sum": torch.zeros(())}
     path = checkpoints.save(tmp_path, make(10)._replace(model=model.state_dict(), state=state), keep=1)
     written = sum(file.stat().st_size for file in path.iterdir())
     assert checkpoint_nbytes(model, optimizers) == pytest.approx(written, rel=0.02)

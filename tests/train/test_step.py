@@ -11,6 +11,7 @@ from shards import HostError
 from train.config import ModelConfig, OptimConfig
 from train.machine.compile import compile_model
 from train.model.gpt import Model
+from train.state.checkpoint import gathered, scatter
 from train.step import Stepper, StepResult
 
 
@@ -114,12 +115,12 @@ def test_an_overflow_skips_the_whole_step(name: str) -> None:
     ours = stepper(OptimConfig(name=name, lr=1e-3), scaler=scaler)
     loader = Fixed(4)
     learn(ours, loader, 1)
-    before, state = weights(ours), {key: value.clone() for key, value in ours.optimizers.tensors().items()}
+    before, state = weights(ours), {key: value.clone() for key, value in ours.optimizers.state().items()}
     hook = ours.model.embed.weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([3]), torch.inf))
     result = ours.step(loader)
     hook.remove()
     assert torch.equal(weights(ours), before)
-    assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.tensors().items())
+    assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.state().items())
     assert result.grad_norm == 0 and result.loss.isfinite()
     assert ours.counts() == {"skipped_steps": 1, "skipped_spikes": 0, "loss_scale": 512.0}
     assert ours.guard.in_a_row() == 0
@@ -142,9 +143,10 @@ def test_the_scaler_comes_back() -> None:
     hook.remove()
     learn(before, Fixed(4), 5)
     after = stepper(scaler=torch.amp.GradScaler("cpu"))
-    tensors = {name: value.clone() for name, value in before.tensors().items()}
-    after.load_tensors(tensors)
-    assert not tensors
+    parts = {"scaler": before, "guard": before.guard}
+    saved = {name: value.clone() for name, value in gathered(parts).items()}
+    scatter(saved, {"guard": after.guard, "scaler": after})
+    assert "scaler" in saved
     assert after.counts() == before.counts() == {"skipped_steps": 2, "skipped_spikes": 0, "loss_scale": 256.0}
     assert after.scaler is not None and before.scaler is not None
     assert after.scaler.state_dict() == before.scaler.state_dict()

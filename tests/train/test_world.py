@@ -9,11 +9,11 @@ import rank_work
 import torch
 from harness import complains, results, tree
 from ranks import Ranks, end_together, ranks
+from training import trained
 
 from shards import ConfigError, HostError
 from train.config import ModelConfig, TrainConfig
 from train.job import Job
-from train.loop import Trainer
 from train.machine.ranks import World, _peer_errors, joined
 from train.schedule import rank_share
 from train.state import checkpoint as checkpoints
@@ -44,7 +44,7 @@ def assert_same(ours: Job, theirs: Job) -> None:
 def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """50 steps in one process."""
     job = rank_work.job(tiny_folder, tmp_path_factory.mktemp("alone"), steps=50)
-    Trainer(job, lambda *_: None).run()
+    trained(job)
     return job
 
 
@@ -102,7 +102,7 @@ def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None
     job = rank_work.job(alone.sources[0].folder, tmp_path, steps=50)
     first, second = two.run(rank_work.train, job)
     assert_same(job, alone)
-    assert second.events == [] and set(first.events) == {"start", "log", "eval", "sample", "save", "end"}
+    assert second.events == [] and set(first.events) == {"Started", "Logged", "Evaluated", "Sampled", "Saved", "Ended"}
     assert first.weights == second.weights and first.evaluation == second.evaluation
     assert (first.micro_batch, second.micro_batch) == (4, 4)
     assert tree(tmp_path).keys() == tree(alone.metrics.parent).keys()

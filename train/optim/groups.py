@@ -76,8 +76,8 @@ class Optimizers:
         for optimizer in self.each:
             optimizer.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state, named `optimizer.parameter.what`. Rates are not in it: they follow from the step."""
+    def state(self) -> dict[str, Tensor]:
+        """See checkpoint.Stateful; named `optimizer.parameter.what`. Rates follow from the step and are not in it."""
         return {
             f"{i}.{parameter}.{what}": value
             for i, optimizer in enumerate(self.each)
@@ -85,14 +85,14 @@ class Optimizers:
             for what, value in state.items()
         }
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors()` gave."""
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See checkpoint.Stateful."""
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.each]
-        for name, value in tensors.items():
+        for name, value in state.items():
             i, parameter, what = name.split(".")
             states[int(i)].setdefault(int(parameter), {})[what] = value
-        for optimizer, state in zip(self.each, states, strict=True):
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for optimizer, own in zip(self.each, states, strict=True):
+            optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _groups(model: Model) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -12,8 +12,9 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -55,6 +56,38 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     best: Best | None = None  # of the evaluations before this step's own
     seconds: float = 0.0  # what the run has cost so far: no result, and different each time
     energy_kwh: float = 0.0
+
+
+class Stateful(Protocol):
+    """A part of a run with tensors that must come back for the next step to be the one it would have been."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All of them, by name."""
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state()` gave."""
+
+
+def gathered(parts: Mapping[str, Stateful]) -> dict[str, torch.Tensor]:
+    """The tensors of all parts, named `part.name`; of the one part whose name is "", as it names them."""
+    return {_joined(part, name): value for part, each in parts.items() for name, value in each.state().items()}
+
+
+def scatter(state: Mapping[str, torch.Tensor], parts: Mapping[str, Stateful]) -> None:
+    """Give each part what `gathered` took from it, in any order. KeyError for a tensor that is missing."""
+    own: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
+    for name, value in state.items():
+        part = name.partition(".")[0]
+        own[part if part in own else ""][name.removeprefix(part).removeprefix(".") if part in own else name] = value
+    for part, each in parts.items():
+        try:
+            each.load_state(own[part])
+        except KeyError as error:
+            raise KeyError(_joined(part, str(error.args[0]))) from error
+
+
+def _joined(part: str, name: str) -> str:
+    return f"{part}.{name}" if part and name else part or name
 
 
 class Checkpoint(NamedTuple):

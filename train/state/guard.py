@@ -89,14 +89,14 @@ class Guard:
         """Begin to count skipped steps in a row anew."""
         self._state["in_a_row"].zero_()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state, for a checkpoint: `guard.` before each name."""
-        return {f"guard.{name}": value for name, value in self._state.items()}
+    def state(self) -> dict[str, Tensor]:
+        """See checkpoint.Stateful."""
+        return dict(self._state)
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over, and out of `tensors`, what `tensors()` gave."""
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See checkpoint.Stateful."""
         for name, value in self._state.items():
-            value.copy_(tensors.pop(f"guard.{name}"))
+            value.copy_(state[name])
         self._told = int(self._state["step"].item())
 
     def _is_spike(self, values: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def _gpus() -> list[Check]:
 
 def ask_torch_apart() -> Build:
     """What torch says, from a process of its own. SubprocessError or DecodeError where it does not come to that."""
-    code = "import sys, msgspec, train.gpus as g; sys.stdout.buffer.write(msgspec.json.encode(g.ask_torch()))"
+    code = "import sys, msgspec, train.machine.gpus as g; sys.stdout.buffer.write(msgspec.json.encode(g.ask_torch()))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True, timeout=TORCH_SECONDS)
     return msgspec.json.decode(done.stdout, type=Build)
 

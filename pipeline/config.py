@@ -196,7 +196,7 @@ def _short(value: Any) -> str:
 
 
 def _words(tables: dict[str, Any], place: str) -> str:
-    """What may stand at `place` where only some words may."""
+    """The words that are allowed at `place`, where only some are."""
     table, _, field = place.partition(".")
     choices = get_type_hints(tables[table]).get(field) if table in tables else None
     while choices is not None and get_origin(choices) is not Literal:

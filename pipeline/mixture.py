@@ -70,7 +70,7 @@ def _require_alike(manifests: dict[str, Manifest]) -> None:
     if len({manifest.tokenizer.ranks_sha256 for manifest in manifests.values()}) > 1:
         raise ConfigError(
             "tokens.mix: the folders have different tokenizers:\n" + _each(manifests, _tokenizer),
-            "one id would stand for different texts",
+            "one id would mean different texts",
             "prepare them again with the same tokens.tokenizer",
         )
     splits = {_split(manifest) for manifest in manifests.values()}

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 class Training(NamedTuple):
     """About what training takes: `hours`, evaluations included, from what was measured here and now.
 
-    `measured_sequences` of random tokens in `measured_steps` whole steps; `watts` and `kwh` are the card's alone. They
+    `measured_sequences` of random tokens in `measured_steps` whole steps; `watts` and `kwh` are the GPU's alone. They
     are None where it does not tell, and `cost` where train.kwh_price is not set. Sizes are bytes; `saves` is all
     checkpoints that are on disk at once.
     """
@@ -221,7 +221,7 @@ def training_lines(training: Training) -> Iterator[str]:
     yield f"time      {_duration(3600 * training.hours)} with evaluations; {_measured(training)}"
     if training.watts is not None and training.kwh is not None:
         cost = "" if training.cost is None else f", cost {training.cost:.2f}"
-        yield f"energy    {training.kwh:.3g} kWh of the card{cost}; {training.watts:.0f} W, measured now"
+        yield f"energy    {training.kwh:.3g} kWh of the GPU{cost}; {training.watts:.0f} W, measured now"
     yield f"saves     {_gigabytes(training.saves)} at most, {_gigabytes(training.checkpoint)} a checkpoint"
 
 

@@ -1,7 +1,7 @@
 """The stages of preparing, each of which can be run alone: fetch -> tokenize -> verify.
 
 A stage takes what the one before it returns, so the order is in the arguments. Finished work is recognised by its
-receipt (for tokens, by the manifest) and said in one line; unfinished work goes on where it stopped.
+receipt (for tokens, by the manifest) and reported in one line; unfinished work resumes.
 """
 
 import os
@@ -154,7 +154,7 @@ class Pipeline:
                 raise CorruptError(
                     f"{folder}: {len(findings)} things are wrong\n"
                     + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
-                    "a run on damaged tokens learns from what nobody wrote",
+                    "training would use corrupted tokens",
                     f"copy or pull {folder.name} again"
                     if mixture.given(self.layout, self.recipe.tokens)
                     else f"millpond tokenize {self.config} --force",

@@ -46,7 +46,7 @@ def _trained_on(layout: Layout, run: RunPaths) -> dict[str, Any]:
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last whole rows of a file."""
+    """The last complete rows of a file."""
     if not path.is_file():
         return []
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ MIN_WIDTH = 20
 
 
 class Terminal:
-    """The one place that says something while work goes on."""
+    """The one place that prints while work is in progress."""
 
     def __init__(self) -> None:
         width = None if Console().width >= MIN_WIDTH else 80  # COLUMNS=0 would show nothing

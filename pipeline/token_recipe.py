@@ -175,7 +175,7 @@ class TokenRecipe:
 
 
 def engine_of(tokens: TokensConfig, note: Note) -> EngineName:
-    """What encodes on this machine: tiktoken where the fast engine is not installed, and that is said."""
+    """What encodes on this machine: tiktoken, after a note, where the fast engine is not installed."""
     match tokens.engine:
         case "tiktoken":
             return "tiktoken"

@@ -1,7 +1,7 @@
 """Parts to sealed shards, shards to a token folder. What comes out does not depend on how many processes there are or
 on who finishes first.
 
-A part is sealed when its record lies in `.parts/`; the manifest, written last, gathers the records.
+A part is sealed when its record is in `.parts/`; the manifest, written last, gathers the records.
 """
 
 import shutil
@@ -25,8 +25,8 @@ def tokenize(
 ) -> Manifest:
     """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
 
-    Sealed parts are kept from run to run, and published ones for ever. `advance(tokens)` is called as work goes on. The
-    folder gets the shortest row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at
+    Sealed parts are kept from run to run, and published ones for ever. `advance(tokens)` reports progress. The folder
+    gets the shortest row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at
     once ends the same. RefusedError when there are no documents, CorruptError when a file changed while it was read.
     """
     _check_tokenizer(job)

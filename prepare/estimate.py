@@ -120,7 +120,7 @@ def require_space(expected: Estimate, home: Path) -> None:
 
 
 def sample(corpus: Corpus) -> list[str]:
-    """Some documents of the first file of text, wherever it lies: at most two row groups or 8 MiB of it are fetched."""
+    """Some documents of the first file of text, here or remote: at most two row groups or 8 MiB of it are fetched."""
     column = corpus.record.text_column
     i = next((i for i, source in enumerate(corpus.sources) if source.has_parts and source.split != "val"), 0)
     place, name = corpus.glance(i), corpus.sources[i].name

@@ -213,7 +213,7 @@ def shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
 
 
 def receipt_path(folder: Path, index: int) -> Path:
-    """Where the record of a part lies from its sealing until the manifest holds it."""
+    """Where the record of a part is, from its sealing until the manifest holds it."""
     return folder / ".parts" / f"{index:05}.json"
 
 

@@ -89,7 +89,7 @@ def _processes(job: Job, workers: int, advance: Advance) -> Iterator[Pool]:
 class _Worker:
     """A process that builds parts, and the pipe to it: parts there, and back how many tokens are done, then a record.
 
-    There is no lock or queue that it shares with the others: one that is killed at any instant stops nobody else.
+    There is no lock or queue that it shares with the others: one that is killed stops no other.
     """
 
     def __init__(self, job: Job, over: threading.Event, come: "SimpleQueue[int]") -> None:
@@ -206,7 +206,7 @@ def _die_with(sentinel: int) -> None:
 @contextmanager
 def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
     """Plain tasks on the cluster that RAY_ADDRESS names, else on one of this machine. The home folder and the source
-    files must lie on a file system that every node sees under the same path, and millpond be installed there."""
+    files must be on a file system that every node sees under the same path, and millpond be installed there."""
     try:
         import ray
     except ImportError as error:
@@ -241,7 +241,7 @@ def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
 
 
 def _require_reachable(address: str) -> None:
-    """HostError when nobody listens at `address`: Ray itself would go on asking for minutes."""
+    """HostError when no server listens at `address`: Ray itself would keep asking for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return
@@ -249,7 +249,7 @@ def _require_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise HostError(
-            f"RAY_ADDRESS is {address}, and nobody answers there: {error.strerror or error}",
+            f"RAY_ADDRESS is {address}, and no server answers there: {error.strerror or error}",
             "",
             "start the cluster, or unset RAY_ADDRESS for one on this machine",
         ) from error

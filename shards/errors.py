@@ -17,7 +17,7 @@ from pathlib import Path
 
 TRACEBACK = "MILLPOND_TRACEBACK"  # set, unexpected errors show where they came from
 _NETWORK_LIBRARIES = ("huggingface_hub", "requests", "urllib3", "httpx", "httpcore", "aiohttp", "botocore")
-GO_ON = "run the same command again to go on"
+RESUME = "rerun the same command to resume"
 
 
 class MillpondError(Exception):
@@ -30,7 +30,7 @@ class MillpondError(Exception):
         self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
-        return "\n".join(part for part in (self.what, self.why, self.fix and f"to mend: {self.fix}") if part)
+        return "\n".join(part for part in (self.what, self.why, self.fix and f"hint: {self.fix}") if part)
 
 
 class RefusedError(MillpondError):
@@ -73,14 +73,14 @@ class OutOfTime(MillpondError):
     exit_code = 75
 
     def __init__(self, saved: str) -> None:
-        super().__init__(f"time is up: {saved}", GO_ON)
+        super().__init__(f"time is up: {saved}", RESUME)
 
 
 class Interrupted(MillpondError):
     """A signal ended the work after everything worth keeping was saved."""
 
     def __init__(self, signum: int, saved: str) -> None:
-        super().__init__(f"{signal.Signals(signum).name}: {saved}", GO_ON)
+        super().__init__(f"{signal.Signals(signum).name}: {saved}", RESUME)
         self.exit_code = 128 + signum
 
 
@@ -123,7 +123,7 @@ def from_os_error(error: OSError, path: Path, doing: str) -> MillpondError:
 
 
 def converted(error: Exception) -> MillpondError:
-    """What an exception that nobody expected is to the user: ours as it is, the machine's and the network's by their
+    """What an unexpected exception is to the user: ours as it is, the machine's and the network's by their
     own reasons, and all others named, with how to report them."""
     if isinstance(error, MillpondError):
         return error

@@ -42,7 +42,7 @@ class ForeignTokens(NamedTuple):
     """`tokens`: (tokens,) uint16 or uint32, read-only, memory-mapped, perhaps strided; every id is in the vocabulary.
 
     `starts`: (documents,) int64, where in `tokens` each document begins, the first at 0, strictly increasing. Its
-    end-of-text belongs to a document. `placement` says on which side of a document that stands in this file.
+    end-of-text belongs to a document. `placement` says on which side of a document it is in this file.
     """
 
     tokens: NDArray[np.unsignedinteger]
@@ -53,8 +53,8 @@ class ForeignTokens(NamedTuple):
 def read_tokens(path: Path, *, eot: int, vocab_size: int) -> ForeignTokens:
     """Open a token file of any known form and check every id in it.
 
-    Which form is read off the content: Megatron's (an .idx lies beside it), numpy's and llm.c's (each begins with its
-    magic; our own shards are llm.c's), else nanoGPT's headerless ids, uint16, or uint32 when `vocab_size` > 65,536.
+    The content says which form: Megatron's (an .idx beside it), numpy's and llm.c's (each begins with its magic;
+    our own shards are llm.c's), else nanoGPT's headerless ids, uint16, or uint32 when `vocab_size` > 65,536.
 
     Megatron's index says where documents begin. In the other forms the end-of-text ids do: before its document when the
     file begins with one, after it when the file ends with one, and before when neither; what then precedes the first is
@@ -124,7 +124,7 @@ def export(folder: TokenFolder, split: Split, form: Format, to: Path) -> list[Pa
 
     "nanogpt" is `train.bin`: the ids and nothing else. "npy" is `train.npy`: a 1-D array. "megatron" is `train.bin` and
     `train.idx`: each document a sequence. For "val" the names begin with it. Ids are uint16, or uint32 (Megatron:
-    int32) with a vocabulary over 65,536. They come as they are in the shards, in order, end-of-text where it stands;
+    int32) with a vocabulary over 65,536. They come as they are in the shards, in order, with end-of-text where it is;
     llm.c needs no export, since it reads the shards themselves.
 
     Streams: memory holds Megatron's index of documents, never the tokens. CorruptError when tokens are not what was
@@ -288,7 +288,7 @@ def _read_megatron(path: Path, index: Path) -> tuple[NDArray[Any], NDArray[np.in
         at = int(astray[0])
         raise CorruptError(
             f"{index}: sequence {at:,} begins at byte {pointers[at]:,}, the one before ends at {starts[at] * width:,}",
-            "only sequences that lie one behind the other, without gap or overlap, become a shard",
+            "only consecutive sequences, without gap or overlap, become a shard",
             "write the file again with Megatron's tools/merge_datasets.py",
         )
     if len(cuts) == 0 or cuts[0] != 0 or cuts[-1] != sequences or bool((cuts[1:] < cuts[:-1]).any()):
@@ -300,7 +300,7 @@ def _read_megatron(path: Path, index: Path) -> tuple[NDArray[Any], NDArray[np.in
 
 
 def _check_ids(path: Path, raw: NDArray[Any], *, eot: int, vocab_size: int) -> NDArray[np.int64]:
-    """Where the end-of-text ids stand, from one pass over the file; CorruptError at the first id that cannot be."""
+    """Where the end-of-text ids are, from one pass over the file; CorruptError at the first id that cannot be."""
     unsigned = raw.view(f"<u{raw.dtype.itemsize}")  # a negative id becomes a huge one
     marks = [np.empty(0, np.int64)]
     for at in range(0, len(raw), _BLOCK):

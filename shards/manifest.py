@@ -165,7 +165,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     corpus: CorpusRecord
     sources: list[SourceRecord]
     tokenizer: TokenizerRecord
-    placement: Placement | None  # null: ready tokens, whose end-of-text stands where their maker put it
+    placement: Placement | None  # null: ready tokens, whose end-of-text is where their maker put it
     val_fraction: Annotated[float, Meta(ge=0, le=0.5)]
     filters: list[Words] = []
     dedup: bool = False

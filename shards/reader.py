@@ -163,7 +163,7 @@ class TokenStream:
         return int(self._starts[-1])
 
     def window(self, start: int, n: int) -> Tokens:
-        """Tokens `start` to `start + n`: a view when they lie in one shard, else one copy of just them."""
+        """Tokens `start` to `start + n`: a view when they are in one shard, else one copy of just them."""
         i = self._locate(start, n)
         at = start - self._starts[i]
         if at + n <= len(self._arrays[i]):
@@ -230,7 +230,7 @@ class TokenFolder:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that lies in the folder."""
+        """The tokenizer of the folder."""
         return Tokenizer.of_folder(self.path, self.manifest.tokenizer)
 
     def shards(self, split: Split) -> list[Shard]:

@@ -10,7 +10,7 @@ def is_val(hashes: NDArray[np.uint64], val_fraction: float, given: Split | None)
     """For each document whether its hash (xxh3-64 of its UTF-8) falls under the threshold `val_fraction * 2^64`.
 
     Raising the fraction only ever moves documents from train to validation. `given`: the split that the source file
-    itself stands for, whatever the hashes.
+    itself is in, whatever the hashes.
     """
     if given is not None:
         return np.full(len(hashes), given == "val")

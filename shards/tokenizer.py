@@ -1,4 +1,4 @@
-"""The tokenizer that lies in every token folder, so that shards can be read without knowing a name or a network.
+"""The tokenizer inside every token folder, so that shards can be read without knowing a name or a network.
 
 `tokenizer.tiktoken` (one `base64 rank` a line) is the truth; `tokenizer.json` says the same to Hugging Face's readers.
 The end-of-text id follows the last rank and is in neither file: its text in a document is ordinary text.
@@ -156,7 +156,7 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """(vocab_size,) the bytes of text each id stands for: what bits per byte divides by. End-of-text counts 0."""
+        """(vocab_size,) the bytes that each id decodes to: what bits per byte divides by. End-of-text counts 0."""
         return np.array([*map(len, self.tokens), 0], dtype=np.int64)
 
     def to_tiktoken(self) -> bytes:

@@ -24,10 +24,10 @@ class Finding(NamedTuple):
 
 
 def verify(path: Path, *, full: bool = True) -> list[Finding]:
-    """Everything wrong with the token folder `path`; nothing when it is whole.
+    """Everything wrong with the token folder `path`; nothing when it is valid.
 
-    Sizes and headers always; with `full` also every sha256, the token hash and the documents' boundaries. Goes on after
-    a finding, so that one run shows all. Raises only when the manifest itself cannot be read.
+    Sizes and headers always; with `full` also every sha256, the token hash and the documents' boundaries. One run shows
+    all findings. Raises only when the manifest itself cannot be read.
     """
     manifest = Manifest.read(path)
     findings: list[Finding] = []
@@ -74,11 +74,11 @@ def _inside(shard: Shard) -> Iterator[str]:
     marks = _marks(tokens, header.eot, at_most=len(starts) + 1)
     expected = starts if header.placement == "before" else np.append(starts[1:], header.tokens)[: len(starts)] - 1
     if not np.array_equal(marks, expected):
-        yield f"{len(marks)} end-of-text tokens do not stand where the sidecar's {len(starts)} documents meet"
+        yield f"{len(marks)} end-of-text tokens are not where the sidecar's {len(starts)} documents meet"
 
 
 def _marks(tokens: Tokens, eot: int, at_most: int) -> NDArray[np.int64]:
-    """Where the end-of-text stands, as far as there are not many more than there may be."""
+    """Where the end-of-text is, as far as there are not many more than there may be."""
     found = [np.empty(0, np.int64)]
     for at in range(0, len(tokens), BLOCK_TOKENS):
         found.append(at + np.flatnonzero(tokens[at : at + BLOCK_TOKENS] == eot))

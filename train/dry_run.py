@@ -10,7 +10,7 @@ from train.machine.memory import is_out_of_memory
 from train.micro_batch import Fit
 from train.schedule import Ramp
 from train.state.saver import checkpoint_nbytes
-from train.telemetry.power import CardPower, card_power
+from train.telemetry.power import GpuPower, gpu_power
 from train.trial import Trial
 
 STEPS = 20
@@ -21,7 +21,7 @@ EVALUATION_SPEED = 3.0  # forward alone is a third of the arithmetic of forward 
 class Rehearsal(NamedTuple):
     """What was measured, on `micro_batches` of `size` sequences of random tokens each, in `steps` whole steps.
 
-    `seconds` is what the run's steps and evaluations will take, `tok_per_s` that of its steps; `watts` is the card's
+    `seconds` is what the run's steps and evaluations will take, `tok_per_s` that of its steps; `watts` is the GPU's
     while it was at it, None where it does not tell. `checkpoint_bytes` is one checkpoint's.
     """
 
@@ -48,7 +48,7 @@ def rehearse(
     Loading is left out: it is hidden behind the steps. So are compiling, samples and saves.
     """
     trial, ramp = Trial(model, optim, train, vocab_size, device), Ramp(model, train)
-    power = card_power([device])
+    power = gpu_power([device])
     try:
         timed = _run(trial, ramp, fit.micro_batch, power)
     except RuntimeError as error:
@@ -56,7 +56,7 @@ def rehearse(
             raise
         raise HostError(
             f"out of memory with {fit.micro_batch} sequences at once",
-            "training would go on with fewer, at a speed that is not known",
+            "training would continue with fewer, at a speed that is not known",
             "--set train.micro_batch=0",
         ) from error
     finally:
@@ -92,10 +92,10 @@ class _Timed(NamedTuple):
     watts: float | None
 
 
-def _run(trial: Trial, ramp: Ramp, micro_batch: int, power: CardPower | None) -> _Timed:
+def _run(trial: Trial, ramp: Ramp, micro_batch: int, power: GpuPower | None) -> _Timed:
     """Micro-batches and updates as training has them, timed as one; one of each before, alone, to know how many.
 
-    Where a big micro-batch is no faster and takes minutes, on a CPU, one sequence stands for it.
+    Where a big micro-batch is no faster and takes minutes, on a CPU, one sequence is measured in its place.
     """
     stepper = trial.stepper
     stepper.optimizers.schedule(0, ramp.steps)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What predicting `tokens` tokens cost, which stand for `nbytes` bytes of text; of a mixture, the loss of each."""
+    """What predicting `tokens` tokens cost, which are `nbytes` bytes of text; of a mixture, the loss of each."""
 
     nats: float
     nbytes: int
@@ -91,7 +91,7 @@ def evaluate(
             if count == 1 or not is_out_of_memory(error):
                 raise
             batch_size = -(-count // 2)
-            logger.warning("evaluation: out of memory with %d sequences at once: going on with %d", count, batch_size)
+            logger.warning("evaluation: out of memory with %d sequences at once: continuing with %d", count, batch_size)
             continue
         nbytes += int(byte_lengths[tokens[:, 1:].numpy()].sum())
         counts.append(count * seq_len)

@@ -108,7 +108,7 @@ def _ending(run: Session, caught: list[int], until: float) -> MillpondError | No
 
 
 def _roll_back(run: Session, out: Output, loader: TokenLoader, reason: str) -> None:
-    """Go back to the newest checkpoint, and on from there with the windows behind those that led here."""
+    """Go back to the newest checkpoint, and continue there with the windows after those that led here."""
     state, bad = run.state, run.state.step
     run.rollback.tell(bad, state.position)
     out.saver.wait()
@@ -197,7 +197,7 @@ def _evaluate(run: Session, out: Output, tokens: int) -> Evaluation:
         world=run.world,
     )
     if not math.isfinite(found.loss):
-        run.rollback.refuse(run.state.step, "the validation loss is not a number")
+        run.rollback.refuse(run.state.step, "the validation loss is not finite")
     run.state.evaluation = found
     row: Row = {"step": run.state.step, "tokens": run.tokens, **found.row()}
     out.metrics.write(row)

@@ -41,7 +41,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     `free_eighths` is how much of the GPU's memory other processes leave.
     """
 
-    card: str
+    gpu: str
     memory: int
     free_eighths: int
     torch: str
@@ -109,7 +109,7 @@ def best_fit(
         return Fit(micro_batch=train.micro_batch or guess, eval_batch=guess)
     free, total = cuda_memory(device)
     case = Case(
-        card=device_name(device),
+        gpu=device_name(device),
         memory=total,
         free_eighths=round(8 * free / total),
         torch=str(torch.__version__),  # a subclass of str, which msgspec does not encode

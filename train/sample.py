@@ -24,7 +24,7 @@ def generate(
     """`prompt` and up to `tokens` more; ends early at end-of-text.
 
     Its own generator, so that sampling in the middle of a run does not change the run. `temperature` 0 takes the most
-    likely token each time. RefusedError when the weights are no numbers.
+    likely token each time. RefusedError when a logit is not finite.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)

@@ -72,7 +72,7 @@ def _left(config: OptimConfig, progress: float) -> float:
 
 
 def _first_rule(config: OptimConfig, step: int, steps: int) -> float:
-    """As runs that were begun before `schedule_rule` go on: `final_lr` would come one step after the last."""
+    """For runs that were begun before `schedule_rule`: `final_lr` would come one step after the last."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     match config.schedule:
@@ -165,14 +165,14 @@ def rank_share(model: ModelConfig, train: TrainConfig, world_size: int) -> Train
         fewer = next(size for size in range(min(world_size, sequences), 0, -1) if sequences % size == 0)
         raise ConfigError(
             f"{world_size} processes cannot share {sequences} sequences equally, which all steps are multiples of",
-            "the batch must be the same however many cards learn from it",
+            "the batch must be the same for any number of GPUs",
             f"torchrun --nproc-per-node {fewer} …, or for a new run"
             f" --set train.batch_tokens={-(-train.batch_tokens // (unit := model.seq_len * world_size)) * unit}",
         )
     if train.micro_batch and share % train.micro_batch:
         raise ConfigError(
             f"train.micro_batch is {train.micro_batch}, each of {world_size} processes has {share} sequences of a step",
-            "the batch must be the same whatever the card",
+            "the batch must be the same on every GPU",
             f"choose a divisor of {share}, or 0 to have it chosen",
         )
     return msgspec.structs.replace(
@@ -229,6 +229,6 @@ def _refuse_odd_batches(sizes: tuple[int, ...], model: ModelConfig, train: Train
         if train.micro_batch and sequences % train.micro_batch:
             raise ConfigError(
                 f"train.micro_batch is {train.micro_batch}, a step has {sequences} sequences",
-                "the batch must be the same whatever the card",
+                "the batch must be the same on every GPU",
                 f"choose a divisor of {sequences}, or 0 to have it chosen",
             )

@@ -30,7 +30,7 @@ from train.state.saver import Saver, checkpoint_nbytes, require_room
 from train.step import Stepper
 from train.telemetry.meter import Meter
 from train.telemetry.metrics import RowLog
-from train.telemetry.power import card_power
+from train.telemetry.power import gpu_power
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Session:
         self.stepper = Stepper(
             self.model, self.optimizers, job.optim.clip, self.autocast, scaler, self.guard, self.world
         )
-        power = card_power(devices_here(self.device)) if self.world.is_first else None
+        power = gpu_power(devices_here(self.device)) if self.world.is_first else None
         price, processes = job.train.kwh_price, self.world.size
         self.meter = Meter(job.model, vocab_size, self.device, self.precision, power, price, processes)
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
@@ -173,7 +173,7 @@ class Session:
         if progress.parts != self.sources.parts:
             raise CorruptError(
                 f"{self.job.checkpoints}: the checkpoint is of {progress.parts} parts, the run of {self.sources.parts}",
-                "going on from it would be neither the one run nor the other",
+                "resuming would mix two different configurations",
                 "start over with --fresh, or under another --name",
             )
         position = position_of(self.windows, progress.data)
@@ -184,7 +184,7 @@ class Session:
             raise CorruptError(
                 f"{self.job.checkpoints}: the checkpoint of step {progress.step} does not fit the run: {error}",
                 "it was written by another version of millpond, or edited",
-                "go on with the version that wrote it, or start over with --fresh",
+                "resume with the version that wrote it, or start over with --fresh",
             ) from error
         known = self.world.first(lambda: [checkpoints.known_best(self.job.checkpoints, progress)], list[Best | None])
         self.state.step, self.state.position, self.state.best = progress.step, position, known[0]

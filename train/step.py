@@ -147,7 +147,7 @@ class Stepper:
         if batch.inputs.is_cuda:
             torch.cuda.empty_cache()
         logger.warning(
-            "out of memory with %d sequences at once: going on with %d at once, and as many in a step as before",
+            "out of memory with %d sequences at once: continuing with %d at once, and as many in a step as before",
             now,
             smaller,
         )

@@ -1,4 +1,4 @@
-"""A trained model as it lies in a checkpoint of a run: the newest that is whole, or the best."""
+"""A trained model from a checkpoint of a run: the newest valid one, or the best."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Trained(NamedTuple):
 
 
 def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, best: bool = False) -> Trained:
-    """The newest whole checkpoint of a run, or the `best` by validation loss, on `device`.
+    """The newest valid checkpoint of a run, or the `best` by validation loss, on `device`.
 
     RefusedError when there is none, or when it is another recipe's or was trained with another tokenizer.
     """

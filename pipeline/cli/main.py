@@ -37,7 +37,7 @@ class _Main(click.Group):
     """The one place where errors become exit codes."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        os.environ.setdefault("PYTHONSAFEPATH", "1")  # or modules of the working folder stand in for those of workers
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # or workers import modules of the working folder
         # SIGINT too: a script's background job is born with it ignored, and then `kill -INT` would do nothing
         stop = _Stop()
         before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, *ended_by())}
@@ -89,7 +89,7 @@ def main() -> None:
     """Prepare token shards once, train language models from them on one GPU, and trust every step.
 
     CONFIG is a preset's name (demo, overnight, gpt2, gpt2-tuned, gpt2-book) or a TOML file; RUN is a run's name.
-    Running a command again goes on where it stopped, or says that it is done.
+    Rerunning a command resumes it, or reports that it is done.
     """
     logging.basicConfig(format="%(message)s", level=logging.ERROR if is_silent() else logging.WARNING)
     if not is_silent():
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 _config = click.argument("config", default="demo")
-_force = click.option("--force", is_flag=True, help="Do this stage again although it is done.")
+_force = click.option("--force", is_flag=True, help="Redo this stage even if it is up to date.")
 
 for _verb in (resume, evaluate, sample, status, shards):
     main.add_command(_verb)
@@ -108,7 +108,7 @@ for _verb in (resume, evaluate, sample, status, shards):
 @main.command()
 @_config
 @settings
-@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+@click.option("--dry-run", is_flag=True, help="Only print the plan.")
 @home
 def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -> None:
     """Text in, verified token shards out: fetch, tokenize, verify."""
@@ -125,7 +125,7 @@ def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -
 @as_json
 @home
 def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> None:
-    """What it will take, before it begins: files, bytes, disk, time; some steps measured: hours, kWh, cost."""
+    """Estimate download, disk and time, and measure some training steps: hours, kWh, cost."""
     from pipeline.plan import training, training_lines
 
     pipeline = _pipeline(config, settings, home)[1]
@@ -145,7 +145,7 @@ def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> N
 @_force
 @home
 def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
-    """Bring the corpus's files to disk, hash them and pin them."""
+    """Download, hash and pin the corpus's files."""
     pipeline = _pipeline(config, settings, home)[1]
     pipeline.download(pipeline.fetch(force=force))
 
@@ -175,7 +175,7 @@ def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> N
 @main.command()
 @_config
 @click.option("--name", metavar="RUN", help="The run's name [default: the config's].")
-@click.option("--fresh", is_flag=True, help="Start the run over; what it has is set aside.")
+@click.option("--fresh", is_flag=True, help="Start over; the old run is kept as NAME.1.")
 @max_hours
 @settings
 @home
@@ -192,7 +192,7 @@ def train(config: str, name: str | None, fresh: bool, max_hours: float, settings
 @as_json
 @home
 def doctor(as_json: bool, home: Path) -> None:
-    """Is this machine fit for it?"""
+    """Check Python, packages, memory, disk and GPU."""
     from pipeline.doctor import as_json as to_json
     from pipeline.doctor import examine
     from pipeline.home.layout import Layout
@@ -206,7 +206,7 @@ def doctor(as_json: bool, home: Path) -> None:
             for line in check.advice.splitlines():
                 click.echo(f"{'':<18} {line}")
     if bad := [check.name for check in checks if check.state == "bad"]:
-        raise HostError(f"this machine is not fit: {', '.join(bad)}")
+        raise HostError(f"this machine fails: {', '.join(bad)}")
 
 
 def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str, Pipeline]":

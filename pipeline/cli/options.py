@@ -66,12 +66,12 @@ def home(command: F) -> F:
 def deadline(max_hours: float) -> float:
     """When, by time.monotonic(), so many hours from now are over."""
     if math.isnan(max_hours):
-        raise click.BadParameter("nan is no number of hours", param_hint="--max-hours")
+        raise click.BadParameter("nan is not a number of hours", param_hint="--max-hours")
     return time.monotonic() + 3600 * max_hours
 
 
 def terminal() -> "Terminal":
-    """What says something while work goes on."""
+    """What prints while work is in progress."""
     from pipeline.terminal import Terminal
 
     return Terminal()

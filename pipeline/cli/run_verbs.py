@@ -87,7 +87,7 @@ def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None
 
 @click.command()
 @_run
-@click.option("--prompt", default="The", show_default=True, help="The text to go on from.")
+@click.option("--prompt", default="The", show_default=True, help="The text to continue.")
 @click.option(
     "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
 )
@@ -152,7 +152,7 @@ def status(as_json: bool, home: Path) -> None:
 
 
 def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":
-    """The run that is asked for, and its home. Which run is the newest is said, because nobody named it."""
+    """The run that is asked for, and its home. When none is named, the newest run is taken and a note names it."""
     from pipeline.home import runs
     from pipeline.home.layout import Layout
 

@@ -99,7 +99,7 @@ def verify(folder: str, full: bool, home: Path) -> None:
     if findings:
         raise CorruptError(
             f"{path}: {len(findings)} things are wrong",
-            "a run on damaged tokens learns from what nobody wrote",
+            "training would use corrupted tokens",
             "millpond shards pull URL, or millpond tokenize CONFIG --force",
         )
     click.echo(f"{path.name}: {'every byte' if full else 'sizes and headers'} as the manifest says")

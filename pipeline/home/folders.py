@@ -16,7 +16,7 @@ from shards.reader import TokenFolder
 
 
 class Row(NamedTuple):
-    """One token folder: `state` says whether it is whole, `runs` are those that were started on it."""
+    """One token folder: `state` says whether it is complete, `runs` are those that were started on it."""
 
     folder: str
     state: str
@@ -37,7 +37,7 @@ def find(layout: Layout, folder: str) -> Path:
         if any(path.glob("train-*.bin")) or (path / ".parts").exists():
             raise ConfigError(
                 f"{path.absolute()}: has no {MANIFEST}: {_unfinished(path)}",
-                "without it nobody knows which files belong to it, and whether they are right",
+                "the manifest says which files belong to the folder and what their hashes are",
                 "the command that made it: millpond prepare CONFIG, or millpond shards pull PLACE",
             )
     names = ", ".join(row.folder for row in table(layout)) or "none yet"
@@ -130,7 +130,7 @@ def remove(layout: Layout, row: Row) -> None:
     """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
     with held(layout, row.folder):
         if used := users(layout, strict=True).get(row.folder):
-            raise RefusedError(f"{row.folder}: run {used[0]} was started on it", "it would not go on without")
+            raise RefusedError(f"{row.folder}: run {used[0]} was started on it", "the run could not resume without it")
         discard(layout.tokens / row.folder)
 
 

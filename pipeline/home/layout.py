@@ -98,7 +98,7 @@ class Layout(NamedTuple):
 
     @property
     def compiled(self) -> Path:
-        """What torch has compiled, which a run that goes on need not compile again."""
+        """What torch has compiled, which a resumed run need not compile again."""
         return self.home / "compiled"
 
     def keep_compiled(self) -> None:

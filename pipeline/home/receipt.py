@@ -25,7 +25,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def write(path: Path, stage: str, fingerprint: str, result: dict[str, Any], seconds: float) -> None:
-    """Declare `stage` finished for the inputs that `fingerprint` stands for. The caller holds the target's lock."""
+    """Declare `stage` finished for the inputs of `fingerprint`. The caller holds the target's lock."""
     make_folder(path.parent)
     receipt = Receipt(
         stage=stage, fingerprint=fingerprint, result=result, versions=versions(), seconds=round(seconds, 3)
@@ -34,7 +34,7 @@ def write(path: Path, stage: str, fingerprint: str, result: dict[str, Any], seco
 
 
 def read(path: Path, fingerprint: str) -> Receipt | None:
-    """The receipt, if there is a whole one for exactly these inputs."""
+    """The receipt, if there is a valid one for exactly these inputs."""
     if not path.exists():
         return None
     try:

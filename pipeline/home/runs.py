@@ -193,7 +193,7 @@ def drifted(run: RunPaths, found: Sequence[Difference | str], way_out: str = "")
     ways = [f"millpond resume {name} resumes it with its own settings", *([way_out] if way_out else [])]
     if longer := _longer(found):
         ways.insert(0, f"millpond resume {name} {longer} makes it longer")
-    ways.append("millpond train with --name OTHER starts a new run, with --fresh this one over (what it has is kept)")
+    ways.append("millpond train with --name OTHER starts a new run; with --fresh it starts over and keeps the old one")
     return RefusedError(
         f"run {name} exists and was made with another recipe:\n" + "\n".join(map(str, found)),
         "resuming would mix two different configurations",
@@ -227,7 +227,7 @@ def require_tokens(layout: Layout, run: RunPaths, pinned: Pinned, verb: str) -> 
         if (found := Manifest.read(folder).fingerprint) != one.fingerprint:
             raise RefusedError(
                 f"{folder}: its fingerprint is {found[:12]}…, the run was started on {one.fingerprint[:12]}…",
-                "it was replaced by another corpus or tokenizer: the same ids would stand for other text",
+                "it was replaced by another corpus or tokenizer: the same ids would mean other text",
                 f"bring back what was there, or start over: millpond train CONFIG --name {run.root.name} --fresh",
             )
 

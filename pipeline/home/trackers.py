@@ -1,6 +1,6 @@
 """The rows of metrics.jsonl, shown in TensorBoard, Weights & Biases or trackio as well.
 
-metrics.jsonl is the truth and these are its mirrors: one that fails is given up, and the run goes on.
+metrics.jsonl is the truth and these are its mirrors: one that fails is closed, and the run continues.
 """
 
 import logging
@@ -90,11 +90,11 @@ class Trackers:
                 action()
         except Exception as error:
             self._open.pop(name, None)
-            logger.warning("%s failed and is left alone from here on; the run goes on: %s", name, error)
+            logger.warning("%s failed and is closed; the run continues: %s", name, error)
 
 
 class TensorBoard:
-    """Event files in the run's folder. What comes after the step that a run goes on from is shown anew."""
+    """Event files in the run's folder. Points after the step that a run resumes from are replaced."""
 
     def __init__(self, run: RunPaths, recipe: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -76,7 +76,7 @@ def download(
     note: Note = lambda _: None,
     came: Callable[[int, bool], None] = lambda nbytes, now: None,
 ) -> None:
-    """Fetch `remote` to `path`, going on from what an earlier process left. `note` is told of long waits, `came` of
+    """Fetch `remote` to `path`, resuming what an earlier process left. `note` is told of long waits, `came` of
     bytes: how many, and whether they came now.
 
     NetworkError with the reason when the bounded tries are used up, DiskError when the disk is; CancelledError soon
@@ -202,7 +202,7 @@ def read_chunks(
                     raise NetworkError(
                         f"{remote.url}: {error} ({TRIES} times in a row)",
                         "what has come so far is kept",
-                        "run the same command again later: it goes on from there",
+                        "rerun the same command later: it resumes",
                     ) from error
                 seconds = error.after if error.after is not None else _backoff(failures)
                 if seconds >= LONG_WAIT:

@@ -133,7 +133,7 @@ def fetch(
     force: bool = False,
     note: Note = lambda _: None,
 ) -> Corpus:
-    """Pin the corpus, or find what was pinned before; `force` pins anew what is there today.
+    """Pin the corpus, or find what was pinned before; `force` pins what is there today.
 
     Files of the Hub come later, each when it is first asked for, and the next ones while that is being read, unless
     `max_tokens` should be reached without them. `note` is told what takes long; `locks` is the folder where processes
@@ -157,7 +157,7 @@ def fetch(
         raise RefusedError(
             f"{lock_path}: corpus {config.name} is pinned with another {differing}",
             "what was prepared from it could not grow any more",
-            "choose another corpus.name, or pin it anew: millpond fetch CONFIG --force",
+            "choose another corpus.name, or pin it again: millpond fetch CONFIG --force",
         )
     if lock is None:
         make_folder(raw)

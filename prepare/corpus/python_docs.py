@@ -1,6 +1,6 @@
 """A corpus that every installation already has: the documentation of the installed Python packages.
 
-No network and no licence question: the text never leaves the machine it lies on. One document is one module's
+No network and no licence question: the text never leaves the machine. One document is one module's
 docstrings, or one package's description.
 """
 

@@ -1,5 +1,5 @@
-"""A file that is not here, read range by range, and how fast bytes come from where it lies. Only for an estimate: what
-is read is not compared with the commit."""
+"""A file that is not here, read range by range, and how fast its bytes come. Only for an estimate: what is read is
+not compared with the commit."""
 
 import io
 import threading

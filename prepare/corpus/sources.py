@@ -167,12 +167,12 @@ class HubCorpus(Corpus):
         return hub.remote(self.record.details["repo"], self.record.details["commit"], self.sources[i])
 
     def _places(self, i: int) -> list[Path]:
-        """Where file number `i` may lie."""
+        """Where file number `i` may be."""
         cached = hub.in_cache(self.record.details["repo"], self.record.details["commit"], self.sources[i].name)
         return [self._paths[i]] if cached is None else [cached, self._paths[i]]
 
     def _find(self, i: int) -> Path | None:
-        """Where file number `i` lies with the right bytes."""
+        """Where file number `i` is, with the right bytes."""
         for path in self._places(i):
             state = state_of(path)
             if matches(path, self.sources[i].nbytes, self.sources[i].digest):

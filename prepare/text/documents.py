@@ -52,7 +52,7 @@ def read_pieces(
 
 
 def clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = None) -> Batch:
-    """Drop what is empty or unwanted, mend what UTF-8 cannot hold, hash, and count it all."""
+    """Drop what is empty or unwanted, repair what UTF-8 cannot hold, hash, and count it all."""
     (everything, utf8), others = _texts(rows[0]), iter(rows[1:])
     kept = [i for i, text in enumerate(everything) if text]
     dropped = {"null": everything.count(None)}

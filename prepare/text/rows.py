@@ -87,7 +87,7 @@ def open_parquet(path: Path, columns: Sequence[str], file: IO[bytes] | None = No
         if file is None and path.is_file():
             refuse_stranger(path, None, "parquet")
         size = f"{path.stat().st_size:,} bytes" if file is None and path.is_file() else "bytes"
-        raise _damaged(path, error, f": {size} that are not a whole parquet file") from error
+        raise _damaged(path, error, f": {size} that are not a complete parquet file") from error
     _require_text(opened.schema_arrow, columns, path)
     return opened
 
@@ -149,7 +149,7 @@ def _arrow(piece: Piece, columns: Sequence[str]) -> Iterator[Rows]:
             file.seek(max(0, file.size() - len(end)))
             if file.read() != end:
                 raise CorruptError(
-                    f"{path}: {file.size():,} bytes that are not a whole Arrow stream: the mark at its end is missing",
+                    f"{path}: {file.size():,} bytes of an incomplete Arrow stream: the mark at its end is missing",
                     "text after that place would be missing from the corpus: most often a copy that did not finish",
                     "fetch or copy the file again",
                 )

@@ -73,7 +73,7 @@ class FastokensEngine:
 
 
 class Encoder:
-    """An engine, made from the tokenizer files in `folder`, with tiktoken looking over its shoulder."""
+    """An engine, made from the tokenizer files in `folder`, spot-checked against tiktoken, the reference."""
 
     def __init__(self, tokenizer: Tokenizer, folder: Path, engine: EngineName) -> None:
         self._oracle = TiktokenEngine(tokenizer)

@@ -35,7 +35,7 @@ def ready(config: TokensConfig) -> Tokenizer | None:
     if config.vocab_size:
         raise ConfigError(
             f'tokens.vocab_size is {config.vocab_size}, and tokens.tokenizer is "{config.tokenizer}"',
-            "that vocabulary is as large as it is, whatever is asked",
+            'vocab_size applies only to tokenizer = "bpe"',
             "leave vocab_size out, or --set tokens.tokenizer=bpe",
         )
     if config.tokenizer == "gpt2":

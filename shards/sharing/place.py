@@ -90,7 +90,7 @@ class Place:
         return self._asked(name, ask)
 
     def holds(self, path: Path, sha256: str) -> bool:
-        """Whether the local file at `path` lies there already.
+        """Whether the local file at `path` is there already.
 
         In a local folder every byte is hashed. Elsewhere a shard is known by its size and its header, which has the
         folder's fingerprint and the hash of its tokens; a sidecar, which is sent before its shard, by its size and that
@@ -110,7 +110,7 @@ class Place:
         return self.read(path.name, 0, path.stat().st_size) == path.read_bytes()
 
     def send(self, files: Sequence[tuple[Path, str]], sent: Callable[[Path], None]) -> None:
-        """Send local files, each with its sha256, one after the other; `sent` hears of each one that lies there."""
+        """Send local files, each with its sha256, one after the other; `sent` is called with each one that is there."""
         for path, _sha256 in files:
             self._asked(path.name, lambda path=path: self._put(path))  # type: ignore[misc]
             sent(path)
@@ -199,7 +199,7 @@ class HubPlace(Place):
         self.root = f"datasets/{self.repo}@{info.sha}/{self._prefix}".rstrip("/")
 
     def holds(self, path: Path, sha256: str) -> bool:
-        """Whether the file lies there already: the Hub says the sha256, or git's hash, of everything it has."""
+        """Whether the file is there already: the Hub has the sha256, or git's hash, of all its files."""
         if self.size(path.name) != path.stat().st_size:
             return False
         info = self.fs.info(f"{self.root}/{path.name}")

@@ -40,7 +40,7 @@ Note = Callable[[str], None]
 def push(folder: Path, url: str, note: Note) -> None:
     """Send the token folder `folder` to `url`: hf://datasets/OWNER/NAME[@revision][/folder], what fsspec knows, a path.
 
-    What lies there whole is not sent again; further parts are added to what is there. A dataset that the Hub does not
+    What is complete there is not sent again; further parts are added to what is there. A dataset that the Hub does not
     have is made, a private one. A README.md there that somebody wrote is kept. CorruptError when a file is not what the
     manifest says, RefusedError when another token folder is there, NetworkError when the other side does not take it.
     """
@@ -68,7 +68,7 @@ def push(folder: Path, url: str, note: Note) -> None:
     todo = [(folder / name, sha256) for name, sha256 in files if not place.holds(folder / name, sha256)]
     closing = [*_card_for(place, folder, manifest, there, note), (MANIFEST, (folder / MANIFEST).read_bytes())]
     if there == manifest and not todo and len(closing) == 1:
-        note(f"{place.url}: already whole")
+        note(f"{place.url}: already complete")
         return
     for path, sha256 in todo:
         found = sha256_of(path)
@@ -90,14 +90,14 @@ def push(folder: Path, url: str, note: Note) -> None:
     if (meanwhile := _manifest_at(place)) is not None:
         _check_same(meanwhile, manifest, place.url)
     place.publish(closing)
-    note(f"{place.url}: whole, {len(todo)} of {len(files)} files were sent")
+    note(f"{place.url}: complete, {len(todo)} of {len(files)} files were sent")
 
 
 def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Manifest:
     """Fetch the token folder at `url`, or its first `parts` parts, to `folder`; returns what is then there.
 
-    The same call goes on after a kill, mends what was damaged and adds the parts that are new there. Nothing outside
-    `folder` is written. NetworkError when the other side does not deliver, CorruptError when what it has is damaged or
+    The same call resumes after a kill, repairs what was damaged and adds the parts that are new there. Nothing outside
+    `folder` is written. NetworkError when the other side does not deliver, CorruptError when that is damaged or
     impossible, DiskError before the first shard when the disk is too small, RefusedError when something else is there.
     """
     place = open_place(url, note)
@@ -115,7 +115,7 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     if final == here and not missing:
         shutil.rmtree(folder / PULL, ignore_errors=True)
         first = "" if wanted.parts == final.parts else f"the first {len(wanted.parts)} of "
-        note(f"{folder}: already whole, {first}{len(final.parts)} parts")
+        note(f"{folder}: already complete, {first}{len(final.parts)} parts")
         return final
     work = folder / PULL
     halves = {name: work / f"{name}.{expected[name][1][:12]}.part" for name in missing}
@@ -129,7 +129,7 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
         final.write(folder)
         shutil.rmtree(work, ignore_errors=True)
     TokenFolder(folder)
-    note(f"{folder}: whole, {len(final.parts)} parts, {final.tokens('train') + final.tokens('val'):,} tokens")
+    note(f"{folder}: complete, {len(final.parts)} parts, {final.tokens('train') + final.tokens('val'):,} tokens")
     return final
 
 
@@ -174,7 +174,7 @@ def _needed_manifest(place: Place) -> Manifest:
 
 
 def _manifest_here(folder: Path, wanted: Manifest) -> Manifest | None:
-    """The manifest that lies in `folder` already; RefusedError when anything but a beginning of `wanted` is there."""
+    """The manifest that is in `folder` already; RefusedError when anything but a beginning of `wanted` is there."""
     if (folder / MANIFEST).exists():
         here = Manifest.read(folder)
         _check_same(here, wanted, str(folder))
@@ -184,7 +184,7 @@ def _manifest_here(folder: Path, wanted: Manifest) -> Manifest | None:
     if strays and not (folder / PULL).is_dir():  # its own files without a manifest are what is left of it
         raise RefusedError(
             f"{folder}: has files in it, and is no token folder: {min(strays)}",
-            "they would lie among the shards",
+            "they would be mixed with the shards",
             "name a folder that is empty or not there yet",
         )
     return None

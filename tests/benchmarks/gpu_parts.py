@@ -28,7 +28,7 @@ from train.machine.compile import compiled_graphs
 from train.machine.device import memory_used, pick_device, resolve_precision, synchronize
 from train.micro_batch import Fit, best_fit
 from train.telemetry.meter import Meter
-from train.telemetry.power import card_power
+from train.telemetry.power import gpu_power
 
 Row = dict[str, Any]
 SMOKE_SEQUENCES, SMOKE_STEPS = 8, 3
@@ -79,7 +79,7 @@ class Step:
 
     def meter(self) -> Meter:
         precision = resolve_precision(self.train, self.device)
-        return Meter(self.model, self.vocab_size, self.device, precision, card_power([self.device]))
+        return Meter(self.model, self.vocab_size, self.device, precision, gpu_power([self.device]))
 
     def steps(self, source: TokenLoader | Resident, count: int) -> None:
         for _ in range(count):

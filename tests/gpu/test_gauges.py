@@ -7,7 +7,7 @@ import torch
 
 from train.machine.device import memory_used
 from train.telemetry.flops import measured_peak, peak
-from train.telemetry.power import SECONDS, card_power
+from train.telemetry.power import SECONDS, gpu_power
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")
@@ -22,7 +22,7 @@ def work(seconds: float) -> None:
 
 
 def test_energy_is_watts_times_seconds() -> None:
-    power = card_power([CUDA])
+    power = gpu_power([CUDA])
     if power is None:
         pytest.skip("the driver tells nothing of this card")
     before, began = power.joules(), time.perf_counter()

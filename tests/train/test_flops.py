@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import ModelConfig
 from train.model.gpt import Model
-from train.telemetry.flops import CARDS, FP16_CARDS, card_of, flops_per_token, measured_peak, peak
+from train.telemetry.flops import FP16_GPUS, GPUS, flops_per_token, gpu_of, measured_peak, peak
 
 CPU = torch.device("cpu")
 B, T, V = 2, 32, 128  # a vocabulary that is not padded: the padding is computed too, and is no use
@@ -74,8 +74,8 @@ def test_gpt2_small_and_the_overnight_model() -> None:
     ],
 )
 def test_cards_that_are_known(name: str, card: str) -> None:
-    assert card_of(name) == card
-    assert card in CARDS | FP16_CARDS
+    assert gpu_of(name) == card
+    assert card in GPUS | FP16_GPUS
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_cards_that_are_known(name: str, card: str) -> None:
     ],
 )
 def test_cards_that_only_look_known(name: str) -> None:
-    assert card_of(name) not in CARDS | FP16_CARDS
+    assert gpu_of(name) not in GPUS | FP16_GPUS
 
 
 @pytest.mark.parametrize(

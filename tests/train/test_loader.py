@@ -16,7 +16,7 @@ from streams import counting_stream
 
 from shards import RefusedError, TokenFolder
 from shards.reader import Tokens
-from train.data.loader import DEPTH, HANDFUL, TokenLoader
+from train.data.loader import DEPTH, EXCHANGED, TokenLoader
 from train.data.staging import Slot
 from train.data.windows import FolderWindows, position_of, window_count
 
@@ -85,7 +85,7 @@ def test_position_counts_what_was_delivered_not_what_was_read_ahead(tmp_path: Pa
     windows = FolderWindows(counting_stream(tmp_path, [1000]), 10, 0)
     with TokenLoader(windows, 2) as loader:
         loader.next()
-        until_ready(loader, DEPTH + HANDFUL - 1)
+        until_ready(loader, DEPTH + EXCHANGED - 1)
         assert loader.position == 2
         state = loader.state()
         rest = [loader.next().inputs for _ in range(20)]
@@ -122,7 +122,7 @@ def test_a_batch_stays_what_it_was_when_the_ring_goes_round(tmp_path: Path) -> N
     with TokenLoader(FolderWindows(counting_stream(tmp_path, [5000]), 10, 0), 3, depth=2) as loader:
         batches = [loader.next() for _ in range(30)]
         copies = [batch.inputs.clone() for batch in batches]
-        until_ready(loader, 2 + HANDFUL - 30 % HANDFUL)
+        until_ready(loader, 2 + EXCHANGED - 30 % EXCHANGED)
         for batch, copy in zip(batches, copies, strict=True):
             assert torch.equal(batch.inputs, copy)
 
@@ -171,13 +171,13 @@ def test_pauses_of_the_disk_that_the_ring_hides(tmp_path: Path, depth: int) -> N
     stalled = 0
     with TokenLoader(windows := Paced(tmp_path), 1, depth=depth) as loader, windows:
         for i in range(400):
-            while len(done) < i + depth + HANDFUL:
+            while len(done) < i + depth + EXCHANGED:
                 j = len(done)
                 if (freed := j - depth) >= len(took):  # the last of the handful whose slots these are was not taken yet
                     break
                 free = took[freed] if freed > 0 else 0
-                pause = sum(200 if k % 20 == 19 else 15 for k in range(j, j + HANDFUL))
-                done += [max(done[-1] if done else 0, free) + pause] * HANDFUL
+                pause = sum(200 if k % 20 == 19 else 15 for k in range(j, j + EXCHANGED))
+                done += [max(done[-1] if done else 0, free) + pause] * EXCHANGED
             now = max(took[-1] + 30, done[i])
             stalled += now - took[-1] - 30
             took.append(now)
@@ -191,7 +191,7 @@ def test_pauses_of_the_disk_that_the_ring_hides(tmp_path: Path, depth: int) -> N
 
 def test_a_wait_is_counted(tmp_path: Path) -> None:
     with TokenLoader(windows := Paced(tmp_path), 1) as loader, windows:
-        threading.Timer(0.05, windows.allow, (HANDFUL,)).start()
+        threading.Timer(0.05, windows.allow, (EXCHANGED,)).start()
         loader.next()
         assert loader.stats().queue_wait_s > 0
         assert loader.stats().transfer_wait_s == 0  # there is nothing to transfer to
@@ -234,16 +234,16 @@ def test_an_error_in_the_thread_is_raised_by_next(tmp_path: Path) -> None:
 def test_what_was_read_before_an_error_is_delivered_before_it(tmp_path: Path) -> None:
     class Broken(FolderWindows):
         def read(self, position: int, rows: Sequence[Tokens]) -> None:
-            if position == HANDFUL + 2:
+            if position == EXCHANGED + 2:
                 raise OSError("the disk went away")
             super().read(position, rows)
 
     with TokenLoader(Broken(counting_stream(tmp_path, [1000]), 10, 0), 1) as loader:
-        for _ in range(HANDFUL + 2):
+        for _ in range(EXCHANGED + 2):
             loader.next()
         with pytest.raises(OSError, match="the disk went away"):
             loader.next()
-        assert loader.position == HANDFUL + 2
+        assert loader.position == EXCHANGED + 2
 
 
 def test_the_thread_uses_the_gpu_of_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +265,8 @@ def test_the_thread_uses_the_gpu_of_its_process(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("train.data.loader.CudaSlot", lambda *size_and_place: Sent(*size_and_place[:3]))
     device = torch.device("cuda", 1)
     with TokenLoader(FolderWindows(counting_stream(tmp_path, [1000]), 10, 0), 1, device=device) as loader:
-        until_ready(loader, DEPTH + HANDFUL)
-    assert on_which == [device] * (DEPTH + HANDFUL)
+        until_ready(loader, DEPTH + EXCHANGED)
+    assert on_which == [device] * (DEPTH + EXCHANGED)
 
 
 class Side:

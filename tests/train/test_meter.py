@@ -9,7 +9,7 @@ import torch
 from train.config import ModelConfig
 from train.data.loader import Stats
 from train.telemetry.meter import Meter
-from train.telemetry.power import CardPower, open_meters
+from train.telemetry.power import GpuPower, open_meters
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=32, seq_len=32)
 CPU = torch.device("cpu")
@@ -49,13 +49,13 @@ class NVML:
         return self.milliwatts
 
 
-def power_of(nvml: NVML, *uuids: str) -> CardPower:
+def power_of(nvml: NVML, *uuids: str) -> GpuPower:
     found = open_meters(uuids or ("GPU-a",), nvml)
     assert found
     return found
 
 
-def meter(power: CardPower | None, price: float = 0.0) -> Meter:
+def meter(power: GpuPower | None, price: float = 0.0) -> Meter:
     found = Meter(MODEL, 512, CPU, torch.float32, power, price)
     found.begin(0, 0, Stats(0.0, 0.0, 0, 0))
     return found

@@ -77,7 +77,7 @@ class Burning:
 def test_what_was_spent_goes_on_and_changes_nothing(
     tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.session.card_power", lambda _: Burning())
+    monkeypatch.setattr("train.session.gpu_power", lambda _: Burning())
     wanted = job(tiny_folder, tmp_path, kwh_price=0.5)
     with pytest.raises(Stopped):
         trained(wanted, stop_at(10, Saved))

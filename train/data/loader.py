@@ -2,7 +2,7 @@
 
 A thread fills a ring of preallocated slots with the windows the order names and sends them on their way. It announces
 to the disk what comes next while the disk is what it waits for, and touches a slot again only when its copy is done.
-Slots go to and fro by the handful, since two threads that meet over every batch cost as much as the batch.
+Slots are exchanged four at a time, because synchronizing two threads for every batch costs as much as the batch.
 """
 
 import queue
@@ -27,8 +27,8 @@ try:
 except ImportError:  # Windows, which cannot be told what will be read either
     resource = None  # type: ignore[assignment]
 
-DEPTH = 8  # batches that lie ready while a handful is read: hides a pause of 7 steps
-HANDFUL = 4  # slots: 1.4 times less CPU than one by one (Nov 2026)
+DEPTH = 8  # batches that are filled while four are read: hides a pause of 7 steps
+EXCHANGED = 4  # slots: 1.4 times less CPU than one by one (Nov 2026)
 AHEAD = 4  # batches announced to a disk that is slow: 20 to 40 times the speed of one that is not told (Nov 2026)
 COLD = 256  # batches for which a disk is taken to be slow, once it was: announcing costs 1 us a window, as a copy does
 
@@ -36,7 +36,7 @@ COLD = 256  # batches for which a disk is taken to be slow, once it was: announc
 class Stats(NamedTuple):
     """Since the loader was made: seconds `next()` waited for a filled slot, seconds the GPU waited for a copy, batches.
 
-    `ready` is how many batches lie filled at this moment.
+    `ready` is how many batches are filled at this moment.
     """
 
     queue_wait_s: float
@@ -69,15 +69,15 @@ class TokenLoader:
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._device, self._documents = device or torch.device("cpu"), documents
         self._side = SideStream(self._device) if self._device.type == "cuda" else None
-        self._slots = [self._allocate() for _ in range(depth + HANDFUL)]
+        self._slots = [self._allocate() for _ in range(depth + EXCHANGED)]
         self._queue_wait, self._batches, self._read = 0.0, 0, 0
         self._stop = threading.Event()
         self._free: queue.SimpleQueue[list[Slot] | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[list[Slot] | BaseException] = queue.SimpleQueue()
         self._ready: deque[Slot] = deque()  # the caller's, as `used` is: no other thread looks into them
         self._used: list[Slot] = []
-        for i in range(0, len(self._slots), HANDFUL):
-            self._free.put(self._slots[i : i + HANDFUL])
+        for i in range(0, len(self._slots), EXCHANGED):
+            self._free.put(self._slots[i : i + EXCHANGED])
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 
@@ -93,7 +93,7 @@ class TokenLoader:
         tokens = slot.deliver().to(self._device)
         documents = None if slot.boundaries is None else self._deliver_documents(slot.boundaries)
         self._used.append(slot)
-        if len(self._used) == HANDFUL:
+        if len(self._used) == EXCHANGED:
             self._free.put(self._used)
             self._used = []
         self.position += self._batch_size * self._world_size
@@ -106,7 +106,7 @@ class TokenLoader:
         return Stats(self._queue_wait, waited, self._batches, self._read - self._batches)
 
     def state(self) -> LoaderState:
-        """What to save, to go on behind the last batch delivered: see windows.position_of."""
+        """What to save, to resume after the last batch delivered: see windows.position_of."""
         return self.windows.state(self.position)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class TokenLoader:
         return CudaSlot(*size, self._device, self._side) if self._side else Slot(*size)
 
     def _next_filled(self) -> list[Slot] | BaseException:
-        """A wait is counted only where there is one: slots that lie ready cost no look at the clock."""
+        """A wait is counted only where there is one: filled slots cost no look at the clock."""
         try:
             return self._filled.get_nowait()
         except queue.Empty:

@@ -49,7 +49,7 @@ class SideStream:
         self._waits: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def hold(self, compute: torch.cuda.Stream, copied: torch.cuda.Event) -> None:
-        """Let `compute` go on when `copied` has happened. The host does not wait."""
+        """Let `compute` continue when `copied` has happened. The host does not wait."""
         began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         began.record(compute)

@@ -21,7 +21,7 @@ from train.data.order import ORDER_VERSION, Interleave, OrderName, WindowOrder
 
 
 class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that is needed to go on where a loader stood: `position` counts windows delivered, the rest says of what."""
+    """All that is needed to resume a loader: `position` counts windows delivered, the rest identifies the data."""
 
     position: int
     windows: int
@@ -56,7 +56,7 @@ class Windows(Protocol):
         """
 
     def state(self, position: int) -> LoaderState:
-        """What to save, to go on at `position`."""
+        """What to save, to resume at `position`."""
 
 
 def window_count(tokens: int, seq_len: int) -> int:
@@ -65,15 +65,15 @@ def window_count(tokens: int, seq_len: int) -> int:
 
 
 def position_of(windows: Windows, state: LoaderState) -> int:
-    """Where `state` stood. RefusedError when it is not a state of these windows in this order."""
+    """The position in `state`. RefusedError when it is not a state of these windows in this order."""
     expected = windows.state(state.position)
     differing = [name for name in state.__struct_fields__ if getattr(state, name) != getattr(expected, name)]
     if differing:
         details = ", ".join(f"{name} {getattr(state, name)}, here {getattr(expected, name)}" for name in differing)
         raise RefusedError(
             f"the loader's saved state is of other data: {details}",
-            "going on from it would repeat some windows and lose others",
-            "go on with the token folder and the settings of before, or start over with --fresh",
+            "resuming would repeat some windows and lose others",
+            "resume with the same token folder and settings, or start over with --fresh",
         )
     return state.position
 
@@ -102,7 +102,7 @@ class FolderWindows:
         self.documents_per_window = sum(shard.header.documents for shard in stream.shards) / self.count
         self._stream = stream
         self._order = WindowOrder(self.count, seed, order)
-        self._views: list[Tokens] = []  # of each shard, the windows that lie in it whole: one index finds a window
+        self._views: list[Tokens] = []  # of each shard, the windows entirely inside it: one index finds a window
         first, start = [], 0
         for shard in stream.shards:
             tokens = shard.tokens
@@ -155,7 +155,7 @@ class FolderWindows:
         return places
 
     def state(self, position: int) -> LoaderState:
-        """What to save, to go on at `position`."""
+        """What to save, to resume at `position`."""
         return LoaderState(
             position=position,
             windows=self.count,
@@ -194,7 +194,7 @@ class Mixture:
             raise ConfigError(f"{len(folders)} folders, {len(weights)} weights", "", "give each folder one weight")
         self._interleave = Interleave(weights)
         self._folders = tuple(folders)
-        other, apart = "one id would stand for different texts", "they are read as one stream"
+        other, apart = "one id would mean different texts", "they are read as one stream"
         for what, why, values in (
             ("tokenizers (sha256 of their ranks)", other, [folder.tokenizer for folder in folders]),
             ("bytes a token", other, [folder.dtype.itemsize for folder in folders]),
@@ -230,7 +230,7 @@ class Mixture:
         return np.concatenate([folder.boundaries(at, rows[mine]) for folder, at, mine in parts])
 
     def state(self, position: int) -> LoaderState:
-        """What to save, to go on at `position`: the fingerprint is that of all folders and their shares."""
+        """What to save, to resume at `position`: the fingerprint is that of all folders and their shares."""
         states = [
             encode(folder.state(share)) for folder, share in zip(self._folders, self._interleave.shares, strict=True)
         ]

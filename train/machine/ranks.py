@@ -1,6 +1,6 @@
-"""The processes that train one run together, one to a device, started by torchrun. Mostly there is one, alone.
+"""The data-parallel ranks of a run, one process for each device, started by torchrun; one by default.
 
-Rank 0 decides and writes, the others learn with it. Gradients go over NCCL between cards, everything else over gloo,
+Rank 0 decides and writes, the others learn with it. Gradients go over NCCL between GPUs, everything else over gloo,
 where a wait may last as long as rank 0 prepares. No rank begins a step before all are there.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a verb that asks who it is need not load it
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # for rank 0, which may prepare a corpus; a process that dies is noticed at once
-CARDS_PATIENCE = timedelta(hours=1)  # all ranks are there when it begins: one may still compile, or save
+GPU_PATIENCE = timedelta(hours=1)  # all ranks are there when it begins: one may still compile, or save
 
 
 class World:
@@ -30,7 +30,7 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._cards: dist.ProcessGroup | None = None
+        self._gpus: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -48,7 +48,7 @@ class World:
         import torch.distributed as dist
 
         with _peer_errors():
-            work = dist.all_reduce(tensor.div_(self.size), group=self._cards, async_op=True)
+            work = dist.all_reduce(tensor.div_(self.size), group=self._gpus, async_op=True)
 
         def wait() -> None:
             with _peer_errors():
@@ -134,7 +134,7 @@ def joined(wanted: DeviceName = "auto") -> Iterator[World]:
         dist.init_process_group("gloo", timeout=PATIENCE)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            world._cards = dist.new_group(backend="nccl", timeout=CARDS_PATIENCE)
+            world._gpus = dist.new_group(backend="nccl", timeout=GPU_PATIENCE)
     left = False
     try:
         yield world
@@ -172,7 +172,7 @@ def _place() -> tuple[int, int]:
 def _peer_errors() -> Iterator[None]:
     """HostError when another rank has ended: it has said why, or was killed. A fault of this rank's GPU passes through.
 
-    Memory that runs out in here is a HostError, too: nobody knows whether the others wait for what was being started.
+    Memory that runs out in here is a HostError, too: the others may be waiting for what was being started.
     """
     import torch
 
@@ -193,5 +193,5 @@ def _peer_errors() -> Iterator[None]:
         raise HostError(
             f"another process of this run has ended: {reason}",
             "they learn together or not at all; everything up to the last checkpoint is kept",
-            "run the same command again to go on",
+            "rerun the same command to resume",
         ) from error

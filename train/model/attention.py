@@ -30,7 +30,7 @@ _VARLEN: Any = _causal()
 
 
 def attended(documents: Tensor, sequences: int, seq_len: int, head_width: int, dropout: float) -> Tensor:
-    """What `attend` takes, made once for all layers: `documents` itself where the card has variable-length attention
+    """What `attend` takes, made once for all layers: `documents` itself where the GPU has variable-length attention
     for the type that autocast computes in, elsewhere the mask, (B, 1, T, T) bool, of what each token looks at."""
     if _has_varlen(documents.device, head_width) and not dropout:
         return documents

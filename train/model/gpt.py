@@ -186,7 +186,7 @@ class Model(nn.Module):
         return linear_cross_entropy(*flat, self.vocab_size, self.compiled_softmax)
 
     def _seen(self, ids: Tensor, documents: Tensor | None) -> Tensor | None:
-        """Outside of what is compiled, which could not ask the card what it has."""
+        """Not compiled: a compiled function cannot ask what the GPU supports."""
         if documents is None:
             return None
         dropout = self.config.dropout if self.training else 0.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 STEPS = 5
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # steepest at zero: the singular values come to lie about 1, not at it
+COEFFICIENTS = 3.4445, -4.7750, 2.0315  # steepest at zero: the singular values end up near 1, not at it
 EPS = 1e-7
 
 
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """(n, rows, columns) -> the same, all singular values near 1: five quintic Newton-Schulz steps.
 
-    On CUDA the answer is bf16 where the card computes in it, which is precise enough and fastest. Elsewhere it is fp32:
+    On CUDA the answer is bf16 where the GPU computes in it, which is precise enough and fastest. Elsewhere it is fp32:
     a CPU gives the same then whether it knows bf16 or not, and the order of a sum shows in the seventh digit only.
     """
     a, b, c = COEFFICIENTS

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder that appears whole, hashed inside, and is believed only when every hash agrees.
+"""Checkpoints: a folder that appears complete, with hashes inside, and is valid only when every hash agrees.
 
 `model.safetensors`, `state.safetensors` (optimizers, random generators, the guard), `state.json`, and `SHA256SUMS`
 over them all, which `sha256sum -c` reads. Nothing is pickled. The newest are kept, and the one of the best evaluation.
@@ -91,7 +91,7 @@ def _joined(part: str, name: str) -> str:
 
 
 class Checkpoint(NamedTuple):
-    """What is needed to go on exactly: names to tensors, on the CPU."""
+    """What is needed to resume exactly: names to tensors, on the CPU."""
 
     progress: Progress
     model: dict[str, torch.Tensor]
@@ -120,7 +120,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         (temp / "state.json").write_bytes(encode(progress))
         (temp / SUMS).write_bytes(_sums(temp))
     for later in (path for path in steps(folder) if step_of(path) > progress.step):
-        discard(later)  # it was damaged, or the run would not be here again; kept, it would push out a whole one
+        discard(later)  # it was damaged, or the run would not be here again; kept, it would replace a valid one
     remove_surplus(folder, progress.step, progress.best, keep)
     return path
 
@@ -138,7 +138,7 @@ def remove_surplus(folder: Path, step: int, best: Best | None, keep: int) -> Non
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None when there is none at all.
+    """The newest valid checkpoint, or None when there is none at all.
 
     A damaged one, or one with a file missing, is reported and passed over; CorruptError when all are damaged. For one
     that cannot be read the machine's error: its bytes may be right, and it is the newer. One that the trainer beside us
@@ -156,7 +156,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     if damaged:
         raise CorruptError(
             f"{folder}: every checkpoint is damaged: {', '.join(damaged)}",
-            "the run cannot go on from bytes that changed since they were written",
+            "the run cannot resume from bytes that changed since they were written",
             "restore one from a backup, or start over with --fresh",
         )
     return None
@@ -270,7 +270,7 @@ def step_of(path: Path) -> int:
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints there are, whole or not, by step."""
+    """The checkpoints there are, valid or not, by step."""
     try:  # a glob passes over what may not be read, and the run would begin again from step 0
         names = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
         return sorted((path for path in names if path.is_dir()), key=step_of)

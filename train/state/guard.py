@@ -86,7 +86,7 @@ class Guard:
         return sorted(step for step in self._state["recent"].tolist() if step > before)
 
     def forgive(self) -> None:
-        """Begin to count skipped steps in a row anew."""
+        """Count skipped steps in a row from 0 again."""
         self._state["in_a_row"].zero_()
 
     def state(self) -> dict[str, Tensor]:

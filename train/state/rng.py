@@ -4,7 +4,7 @@ import torch
 
 from train.machine.ranks import World
 
-APART = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it lie far from each other and from small seeds
+APART = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: multiples of it are far from each other and from small seeds
 
 
 class Generators:
@@ -14,7 +14,7 @@ class Generators:
         self._world, self._device, self._seed, self._step = world, device, seed, step
 
     def seed_apart(self) -> None:
-        """Seed the generators of this rank; rank 0 goes on with the ones it has."""
+        """Seed the generators of this rank; rank 0 keeps the ones it has."""
         if self._world.rank:
             torch.manual_seed((self._seed + (self._world.rank + self._world.size * self._step) * APART) % 2**63)
 

@@ -21,11 +21,11 @@ MOST = 3  # to one checkpoint: what does not get past it then never will
 
 
 class Rollback:
-    """Watches a run's skipped steps and its weights, says when to go back, and keeps count of how often it did.
+    """Watches a run's skipped steps and its weights, decides when to roll back, and counts how often it did.
 
     After `due()`, `saves` says whether this step's checkpoint is to be published: one is due every `checkpoint_every`
-    steps and before each evaluation, but not in the middle of skipped steps, where nobody gains from going back to; the
-    first step that is taken again brings what `checkpoint_every` owes.
+    steps and before each evaluation. There is none during a streak of skipped steps; one that is due by then is written
+    after the next accepted step.
     """
 
     def __init__(self, guard: Guard, model: Model, optim: OptimConfig, train: TrainConfig, ramp: Ramp) -> None:
@@ -46,9 +46,9 @@ class Rollback:
             return ""
         skipped = self._guard.in_a_row()
         if trusts and not self._weights_are_finite():
-            return "a weight is not a number any more"
+            return "a weight is not finite"
         if 0 < train.rollback_after <= skipped and not stopping:
-            return f"{skipped} steps in a row were skipped: their loss or gradient was no number, or a spike"
+            return f"{skipped} steps in a row were skipped: their loss or gradient was non-finite or a spike"
         self.saves, self._owes_save = (saves or evaluates) and not skipped, saves and skipped > 0
         return ""
 
@@ -69,7 +69,7 @@ class Rollback:
         often = f", {self._count} times after going back to the last checkpoint" if self._count else ""
         raise RefusedError(
             f"step {step}: {reason}{often}",
-            "the run has diverged; the checkpoints from before it are whole",
+            "the run has diverged; the checkpoints from before it are valid",
             f"start over with a lower rate, --fresh --set optim.lr={self._optim.lr / 3:.2g}"
             + (", or skip no spikes: --set train.spike_z=0" if self._train.spike_z else ""),
         )
@@ -89,7 +89,7 @@ class Rollback:
             first, end = (position - (done - self._ramp.tokens_before(s)) // seq_len for s in (skipped - 1, skipped))
             places.append(f"step {skipped} (windows {first}-{end - 1})")
         if places:
-            logger.warning("skipped, for a loss or gradient that is no number or a spike: %s", ", ".join(places))
+            logger.warning("skipped (non-finite or spike): %s", ", ".join(places))
 
     def _weights_are_finite(self) -> bool:
         tensors = self._model.state_dict().values()

@@ -1,4 +1,4 @@
-"""What a token costs in arithmetic, and what a card could do at most: the two numbers behind MFU."""
+"""What a token costs in arithmetic, and what a GPU could do at most: the two numbers behind MFU."""
 
 import re
 import time
@@ -14,7 +14,7 @@ MEASURED_SECONDS = 0.1
 
 # Dense FLOP/s in bf16 and fp16, accumulated in fp32, as the maker publishes them: the halves of "sparse" figures.
 # Ampere GA102, Ada and RTX Blackwell architecture papers (GeForce: twice the fp32 rate); data sheets of the others.
-CARDS = {
+GPUS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H200 NVL": 835e12,
@@ -57,7 +57,7 @@ CARDS = {
     "RTX 3060 TI": 32.4e12,
     "RTX 3060": 25.5e12,
 }
-FP16_CARDS = {  # from before bf16
+FP16_GPUS = {  # from before bf16
     "V100 SXM2": 125e12,
     "V100 PCIE": 112e12,
     "T4": 65e12,
@@ -88,16 +88,16 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> int:
 
 
 def peak(device: torch.device, precision: torch.dtype) -> Peak:
-    """The device's peak in `precision`: the table's where it has the card and the type, else measured here and now."""
-    known = {torch.bfloat16: CARDS, torch.float16: CARDS | FP16_CARDS}.get(precision, {})
-    found = known.get(card_of(device_name(device))) if device.type == "cuda" else None
+    """The device's peak in `precision`: the table's where it has the GPU and the type, else measured now."""
+    known = {torch.bfloat16: GPUS, torch.float16: GPUS | FP16_GPUS}.get(precision, {})
+    found = known.get(gpu_of(device_name(device))) if device.type == "cuda" else None
     return Peak(found, "table") if found else Peak(measured_peak(device, precision), "measured")
 
 
-def card_of(name: str) -> str:
-    """The card as the tables spell it: the driver's name without brand and memory, all else kept.
+def gpu_of(name: str) -> str:
+    """The GPU as the tables spell it: the driver's name without brand and memory, all else kept.
 
-    "NVIDIA A100-SXM4-80GB" is an A100 SXM4; a "Ti", a "Laptop GPU" or a slice of a card is another card.
+    "NVIDIA A100-SXM4-80GB" is an A100 SXM4; a "Ti", a "Laptop GPU" or a slice of a GPU is another GPU.
     """
     words = re.split(r"[\s-]+", name.upper())
     return " ".join(

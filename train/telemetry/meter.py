@@ -13,7 +13,7 @@ from train.data.loader import Stats
 from train.machine.device import memory_used
 from train.telemetry.flops import flops_per_token, peak
 from train.telemetry.metrics import Row
-from train.telemetry.power import CardPower
+from train.telemetry.power import GpuPower
 
 JOULES_A_KWH = 3.6e6
 
@@ -30,7 +30,7 @@ class Meter:
     """Measures from one row to the next. What is paused (evaluation, samples, saves) is in no row's rate.
 
     `power` is closed at its own end; `kwh_price` is of one kWh, 0 where it is not known. Rates are of all `processes`,
-    memory is that of this one. `seconds` and `kwh` count on over restarts, from the checkpoint that a run goes on from.
+    memory is that of this one. `seconds` and `kwh` include those of the checkpoint that a run resumes from.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Meter:
         vocab_size: int,
         device: torch.device,
         precision: torch.dtype,
-        power: CardPower | None = None,
+        power: GpuPower | None = None,
         kwh_price: float = 0.0,
         processes: int = 1,
     ) -> None:
@@ -74,7 +74,7 @@ class Meter:
         `data_wait_ms` and `transfer_wait_ms` are a step's mean wait for a filled slot and for its copy; `stall_percent`
         is the share of the time that both are. `memory_gb` is the most that was allocated on a GPU, and the process's
         RSS without one. `watts` is the mean since the row before, pauses included; `energy_kwh` and `cost` are the
-        run's so far. They are absent where no card tells.
+        run's so far. They are absent where no GPU reports them.
         """
         before, self._mark = self._mark, _Mark(time.perf_counter(), step, tokens, stats, self._joules())
         whole = self._mark.seconds - before.seconds

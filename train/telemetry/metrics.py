@@ -80,14 +80,14 @@ class NoLog(RowLog):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a file; none when there is no file. A last line cut short by a kill is left out."""
+    """The complete rows of a file; none when there is no file. A last line cut short by a kill is left out."""
     return [_whole(path, number, row) for number, row in _lines(path)]
 
 
 def _lines(path: Path) -> list[tuple[int, Row | None]]:
     """The number of each line and the row in it, None for what is no row with a step. A last line cut short is not one.
 
-    Rows that were not made durable may come back from a power cut as anything, also with a whole row after them.
+    Rows that were not made durable may come back from a power cut as anything, also with a complete row after them.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]

@@ -1,4 +1,4 @@
-"""The watts and the energy of NVIDIA cards, as the cards' own meters say it. It is the cards' alone, not the plug's."""
+"""The power and energy of NVIDIA GPUs, as their own meters report them: GPU energy only, not the whole machine's."""
 
 import logging
 import threading
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 logger = logging.getLogger(__name__)
-SECONDS = 1.0  # between two looks at a card that shows watts and does not count energy
+SECONDS = 1.0  # between two reads of a GPU that reports watts and does not count energy
 
 
-def card_power(devices: Sequence[torch.device]) -> "CardPower | None":
+def gpu_power(devices: Sequence[torch.device]) -> "GpuPower | None":
     """The meters of the devices; None without NVIDIA's driver, on another kind of device, or where they show nothing.
 
-    Cards are found by their UUID: CUDA_VISIBLE_DEVICES gives them other numbers than the driver does.
+    GPUs are found by their UUID: CUDA_VISIBLE_DEVICES gives them other numbers than the driver does.
     """
     if not devices or any(device.type != "cuda" for device in devices):
         return None
@@ -24,24 +24,24 @@ def card_power(devices: Sequence[torch.device]) -> "CardPower | None":
     return open_meters([f"GPU-{torch.cuda.get_device_properties(device).uuid}" for device in devices], pynvml)
 
 
-def open_meters(uuids: Sequence[str], nvml: Any) -> "CardPower | None":
-    """`card_power` of the cards with these UUIDs; `nvml` is the module pynvml."""
+def open_meters(uuids: Sequence[str], nvml: Any) -> "GpuPower | None":
+    """`gpu_power` of the GPUs with these UUIDs; `nvml` is the module pynvml."""
     try:
         nvml.nvmlInit()
         try:
-            return CardPower(nvml, [nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids])
+            return GpuPower(nvml, [nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids])
         except nvml.NVMLError:
             nvml.nvmlShutdown()
             raise
     except nvml.NVMLError as error:
-        logger.info("the card's power cannot be read: %s", error)
+        logger.info("the GPU's power cannot be read: %s", error)
         return None
 
 
-class CardPower:
-    """Joules since it was made, all cards together.
+class GpuPower:
+    """Joules since it was made, of all GPUs together.
 
-    Where the cards count their energy (Volta and later), the counts' difference; else their watts, looked at every
+    Where the GPUs count their energy (Volta and later), the counts' difference; else their watts, read every
     second and summed up.
     """
 
@@ -63,7 +63,7 @@ class CardPower:
                 return self._summed() if self._thread else self._counted() - self._first
             except self._nvml.NVMLError as error:
                 self._failed = True
-                logger.warning("the card's power cannot be read any more: %s", error)
+                logger.warning("the GPU's power can no longer be read: %s", error)
         return None
 
     def close(self) -> None:

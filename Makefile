@@ -20,7 +20,7 @@ endif
 .DEFAULT_GOAL := help
 
 help: ## This list
-	@echo "make TARGET [CONFIG=PRESET|FILE.toml] [SET=\"optim.lr=3e-4 ...\"] [RUN=NAME]"
+	@echo "make TARGET [CONFIG=PRESET|FILE.toml] [SET=\"optim.lr=0.01 ...\"] [RUN=NAME]"
 	@echo "presets: demo (default), overnight, gpt2, gpt2-tuned, gpt2-book"
 	@echo
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## /\1	/' | expand -t 12

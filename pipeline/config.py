@@ -35,7 +35,7 @@ def preset_names() -> list[str]:
 
 
 def load(config: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
-    """The name and the recipe of a preset or a TOML file, `settings` ("optim.lr=3e-4") laid over it."""
+    """The name and the recipe of a preset or a TOML file, `settings` ("optim.lr=0.01") laid over it."""
     path = PRESETS / f"{config}.toml"
     if config not in preset_names():
         path = Path(config)
@@ -60,6 +60,8 @@ def load_run(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
     default is by now.
     """
     data = _read(path)
+    if isinstance(tokens := data.get("tokens"), dict) and tokens.get("engine") == "ray":  # as it was called before
+        tokens |= {"engine": "fastokens", "executor": "ray"}
     for table, kind in get_type_hints(Recipe).items():
         if isinstance(fields := data.get(table, {}), dict):
             data[table] = neutral(kind) | fields
@@ -138,6 +140,8 @@ def _convert(data: dict[str, Any], where: str, settings: tuple[str, ...] = ()) -
         where = next((f"--set {each}" for each in settings if each.partition("=")[0].strip() == place), where)
         table, _, field = place.partition(".")
         value = data[table][field] if field else data.get(table)
+        if (place, value) == ("tokens.engine", "ray"):
+            raise ConfigError(f"{where}: tokens.engine=ray has a new name", "", "--set tokens.executor=ray") from error
         what = f"{place} is {_short(value)}, expected {_expected(str(error))}"
         raise ConfigError(f"{where}: {what}", _words(tables, place)) from error
 

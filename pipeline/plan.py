@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipeline import checks, mixture
 from pipeline.stages import Pipeline, cores
-from pipeline.terminal import thousands
+from pipeline.terminal import count, size, thousands
 from pipeline.token_recipe import TokenRecipe, engine_of, holds
 from prepare import estimate
 from prepare.tokens import vocabulary
@@ -192,29 +192,29 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"corpus    {plan.corpus}" + (f"  {plan.repo} at {plan.commit[:12]}" if plan.repo else "")
     rows = f", {plan.rows:,} rows" if plan.rows else ""
     yield f"files     {plan.files:,} of {plan.source_files:,}{rows}"
-    here = f", {plan.done_tokens / 1e6:,.1f} M of them here" if plan.done_tokens else ""
-    yield f"tokens    about {plan.tokens / 1e6:,.1f} M{here}"
+    here = f", {count(plan.done_tokens)} of them here" if plan.done_tokens else ""
+    yield f"tokens    about {count(plan.tokens)}{here}"
     if plan.download_rate:
-        rate = f"{plan.download_rate / 1e6:,.1f} MB/s, measured now"
-        yield f"download  {_gigabytes(plan.download)}, {_duration(plan.download / plan.download_rate)}; {rate}"
+        seconds = plan.download / plan.download_rate
+        yield f"download  {size(plan.download)}, {_duration(seconds)}; {size(plan.download_rate)}/s, measured now"
     else:
-        yield f"download  {_gigabytes(plan.download)}" if plan.download else "download  nothing"
+        yield f"download  {size(plan.download)}" if plan.download else "download  nothing"
     fits = "" if plan.peak < plan.free else "  NOT ENOUGH"
-    sizes = [f"{_gigabytes(n)} {what}" for n, what in ((plan.shards, "of shards"), (plan.peak, "at the peak"))]
-    yield f"disk      {', '.join(sizes)}, {_gigabytes(plan.free)} free{fits}"
+    sizes = [f"{size(n)} {what}" for n, what in ((plan.shards, "of shards"), (plan.peak, "at the peak"))]
+    yield f"disk      {', '.join(sizes)}, {size(plan.free)} free{fits}"
     if plan.rate:
         seconds = (plan.tokens - plan.done_tokens) / plan.rate
         if plan.vocabulary_seconds >= 1:
             yield f"time      {_duration(plan.vocabulary_seconds)} of training the vocabulary, measured now"
         workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
-        yield f"time      {_duration(seconds)} of tokenizing; {workers}, {plan.rate / 1e6:.1f} Mtok/s, measured now"
+        yield f"time      {_duration(seconds)} of tokenizing; {workers}, {count(plan.rate)} tok/s, measured now"
     yield f"folder    {plan.folder}"
 
 
 def training_lines(training: Training) -> Iterator[str]:
     """What training takes, for a person, at most 80 columns."""
-    tokens, peak = (" ".join(thousands(number)) for number in (training.tokens, training.peak_flops))
-    yield f"train     {tokens} tokens in {training.steps:,} steps, {training.precision}"
+    peak = " ".join(thousands(training.peak_flops))
+    yield f"train     {count(training.tokens)} tokens in {training.steps:,} steps, {training.precision}"
     yield f"device    {training.device}"
     percent, source = training.mfu_percent, training.peak_source
     yield f"speed     {training.tok_per_s:,.0f} tok/s, {percent:.1f} % of {peak}FLOP/s ({source})"
@@ -222,7 +222,7 @@ def training_lines(training: Training) -> Iterator[str]:
     if training.watts is not None and training.kwh is not None:
         cost = "" if training.cost is None else f", cost {training.cost:.2f}"
         yield f"energy    {training.kwh:.3g} kWh of the GPU{cost}; {training.watts:.0f} W, measured now"
-    yield f"saves     {_gigabytes(training.saves)} at most, {_gigabytes(training.checkpoint)} a checkpoint"
+    yield f"saves     {size(training.saves)} at most, {size(training.checkpoint)} a checkpoint"
 
 
 def _measured(training: Training) -> str:
@@ -231,10 +231,6 @@ def _measured(training: Training) -> str:
         return f"{steps} measured now"
     count = training.measured_sequences
     return f"{'1 sequence' if count == 1 else f'{count} sequences'} measured now, less than a step"
-
-
-def _gigabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from pipeline import checks, drift, mixture
 from pipeline.config import Recipe
 from pipeline.home import receipt
 from pipeline.home.layout import Layout, RunPaths
-from pipeline.terminal import Terminal
+from pipeline.terminal import Terminal, count, plural, size
 from shards.atomic import discard, locked, make_folder, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
 from shards.fingerprint import fingerprint
@@ -75,9 +75,8 @@ class Pipeline:
             seconds = time.perf_counter() - began
             if not done:
                 receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
-        files = "1 file" if len(corpus.sources) == 1 else f"{len(corpus.sources):,} files"
-        megabytes = sum(source.nbytes for source in corpus.sources) / 1e6
-        what = f"{wanted.name}  {files}, {megabytes:,.1f} MB"
+        files = plural(len(corpus.sources), "file")
+        what = f"{wanted.name}  {files}, {size(sum(source.nbytes for source in corpus.sources))}"
         self.terminal.stage("fetch", what if done else f"{what}, {seconds:.1f} s", done=done)
         return corpus
 
@@ -124,8 +123,8 @@ class Pipeline:
                 manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
                 job = wanted.job(folder, manifest, engine_of(tokens, self.terminal.note))
                 with self.terminal.tokens(expected.tokens) as advance:
-                    workers, on_ray = tokens.workers or cores(), tokens.engine == "ray"
-                    manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, on_ray=on_ray)
+                    workers = tokens.workers or cores()
+                    manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, executor=tokens.executor)
             except DiskError as error:
                 free = shutil.disk_usage(self.layout.home).free
                 what = f"{error.what}; in all this needs about {expected.peak:,} bytes and {free:,} are free"
@@ -136,8 +135,8 @@ class Pipeline:
             seconds = time.perf_counter() - began
             counts = msgspec.to_builtins(manifest.counts)
             receipt.write(path, "tokenize", wanted.fingerprint, counts, seconds)
-            rate = (manifest.tokens("train") + manifest.tokens("val")) / 1e6 / seconds
-            self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}, {seconds:.1f} s, {rate:.1f} Mtok/s")
+            rate = count((manifest.tokens("train") + manifest.tokens("val")) / seconds)
+            self.terminal.stage("tokenize", f"{folder.name}  {_amount(manifest)}, {seconds:.1f} s, {rate} tok/s")
             _report_losses(self.terminal, manifest)
         return folder
 
@@ -152,7 +151,7 @@ class Pipeline:
             if findings:
                 path.unlink(missing_ok=True)  # what was found is found again, until it is mended
                 raise CorruptError(
-                    f"{folder}: {len(findings)} things are wrong\n"
+                    f"{folder}: {plural(len(findings), 'damaged file')}\n"
                     + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
                     "training would use corrupted tokens",
                     f"copy or pull {folder.name} again"
@@ -164,7 +163,7 @@ class Pipeline:
             if not done:
                 counts = {"parts": len(manifest.parts), "bytes": nbytes}
                 receipt.write(path, "verify", print_, counts, time.perf_counter() - began)
-        what = "" if done else f"  {nbytes / 1e6:,.1f} MB, every byte as it was written"
+        what = "" if done else f"  {size(nbytes)}, every byte matches the manifest"
         self.terminal.stage("verify", folder.name + what, done=done)
 
     def prepare(self, *, force_verify: bool = False, run: RunPaths | None = None) -> dict[Path, float]:
@@ -221,8 +220,7 @@ def _forget_unbegun(folder: Path) -> None:
 
 def _amount(manifest: Manifest) -> str:
     tokens = manifest.tokens("train") + manifest.tokens("val")
-    parts = "1 part" if len(manifest.parts) == 1 else f"{len(manifest.parts):,} parts"
-    return f"{tokens / 1e6:,.1f} M tokens, {parts}"
+    return f"{count(tokens)} tokens, {plural(len(manifest.parts), 'part')}"
 
 
 def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
@@ -231,8 +229,8 @@ def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     if not manifest.tokens("val"):
         said.append("no document is validation, and a run needs some: see corpus.val_files")
     if counts.repaired:
-        said.append(f"documents that were no valid Unicode, repaired: {counts.repaired:,}")
+        said.append(f"documents that were not valid Unicode, repaired: {counts.repaired:,}")
     if counts.literal_eot:
-        said.append(f"documents with the end-of-text string as text, kept so: {counts.literal_eot:,}")
+        said.append(f"documents that contain the end-of-text string, encoded as text: {counts.literal_eot:,}")
     for line in said:
         terminal.note(line)

@@ -29,6 +29,8 @@ def _run(layout: Layout, run: RunPaths) -> dict[str, Any]:
         for key in ("step", "tokens", "loss", "val_loss", "tok_per_s", "stall_percent"):
             if isinstance(found.get(key), int | float):
                 row[key] = found[key]
+        if "val_loss" in found:
+            row["val_step"] = found.get("step")
     steps = sorted(run.checkpoints.glob("step-*"))
     row["checkpoint"] = steps[-1].name if steps else None
     return row

@@ -62,7 +62,7 @@ class Terminal:
                 nonlocal done, last
                 done += tokens
                 now = time.perf_counter()
-                rate = f"{done / 1e6:,.1f} M tokens  {done / 1e6 / (now - began):.1f} M/s"
+                rate = f"{count(done)} tokens, {count(done / (now - began))} tok/s"
                 bar.update(task, completed=done, total=max(estimate, done), rate=rate)
                 if not self._log.is_terminal and now - last > PLAIN_SECONDS:
                     last = now
@@ -121,7 +121,9 @@ class Terminal:
         if event.batch_tokens != event.last_batch_tokens:
             self._log.print(f"{'':<9} growing to {event.last_batch_tokens:,} tokens a step")
         each, peak = (" ".join(thousands(number)) for number in (event.flops_per_token, event.peak_flops))
-        self._log.print(f"{'':<9} {each}FLOP a token (6 N + 12 L D T), peak {peak}FLOP/s ({event.peak_source})")
+        self._log.print(f"{'':<9} {each}FLOP per token, peak {peak}FLOP/s ({event.peak_source})")
+        if not event.step:
+            self._log.print(f"{'':<9} evaluating the untrained model")
 
     def _row(self, event: events.Logged) -> None:
         """A row of a table whose header comes again after whatever stood between."""
@@ -132,7 +134,7 @@ class Terminal:
             "loss": f"{row['loss']:9.4f}",
             "lr": f"{_short(row['lr']):>9}",
             "grad": f"{row['grad_norm']:8.2f}",
-            "tok/s": f"{_count(row['tok_per_s']):>8}",
+            "tok/s": f"{count(row['tok_per_s']):>8}",
             "MFU": f"{row['mfu_percent']:6.1f}%",
             "stall": f"{row['stall_percent']:7.2f}%",
         }
@@ -150,7 +152,7 @@ class Terminal:
         cost = f", cost {row['cost']:.2f}" if "cost" in row else ""
         self._log.print(
             Text("trained   ", style="bold green").append(
-                f"{_count(event.tokens)} tokens in {_clock(3600 * row['hours'])}, {_count(row['tok_per_s'])} tok/s, "
+                f"{count(event.tokens)} tokens in {_clock(3600 * row['hours'])}, {count(row['tok_per_s'])} tok/s, "
                 f"{row['memory_gb']:.1f} GB{energy}{cost}",
                 style="not bold default",
             )
@@ -159,7 +161,7 @@ class Terminal:
             self._log.print(f"{'':<9} {event.graphs} graphs compiled")
 
     def _eval(self, row: Row) -> None:
-        loss = f"{row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte ({_count(row['val_tokens'])} tokens)"
+        loss = f"{row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte ({count(row['val_tokens'])} tokens)"
         self._log.print(Text(f"{row['step']:>9}  validation {loss}", style="cyan"))
 
     def _rollback(self, event: events.RolledBack) -> None:
@@ -168,14 +170,19 @@ class Terminal:
         self._log.print(Text(line, style="yellow"))
 
     def _sample(self, text: str) -> None:
-        text = "".join(mark if mark.isprintable() else "\ufffd" for mark in " ".join(text.split()))
-        lines = textwrap.wrap(text, WIDTH, initial_indent=" " * 11, subsequent_indent=" " * 11, max_lines=4)
+        text, indent = printable(" ".join(text.split())), " " * 11
+        lines = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, max_lines=4)
         self._log.print(Text("\n".join(lines), style="dim"))
 
 
 def _short(rate: float) -> str:
     """A rate in six characters."""
     return f"{rate:.1e}".replace("e-0", "e-").replace("e+00", "e+0")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with U+FFFD in place of what a terminal would act upon; the characters of `keep` stay."""
+    return "".join(mark if mark.isprintable() or mark in keep else "\ufffd" for mark in text)
 
 
 def thousands(number: float) -> tuple[str, str]:
@@ -187,8 +194,19 @@ def thousands(number: float) -> tuple[str, str]:
     return f"{number:.{0 if number >= 99.95 else 1}f}", prefixes[0]
 
 
-def _count(number: float) -> str:
-    return "".join(thousands(number))
+def count(number: float) -> str:
+    """A count of tokens or steps as the field prints it: 854k, 2.0B."""
+    return "".join(thousands(number)).replace("G", "B")
+
+
+def size(nbytes: float) -> str:
+    """Bytes in the unit that fits, of 1,000 each: 1.8 kB, 50.2 MB, 12.3 GB."""
+    return "{} {}B".format(*thousands(nbytes)) if nbytes >= 1000 else f"{nbytes:.0f} bytes"
+
+
+def plural(number: int, what: str) -> str:
+    """1 part, 3 parts."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _clock(seconds: float) -> str:

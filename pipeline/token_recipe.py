@@ -22,6 +22,7 @@ from prepare.tokens.encode import EngineName, has_fastokens
 from shards.atomic import make_folder, publish_bytes
 from shards.errors import ConfigError, CorruptError
 from shards.fingerprint import fingerprint, identity
+from shards.header import token_bytes
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MANIFEST, Manifest, PartRecord, PlanRecord, decode, encode
 from shards.tokenizer import Tokenizer
@@ -158,7 +159,7 @@ class TokenRecipe:
             done=done,
             part_tokens=self.tokens.part_tokens,
             max_tokens=self.tokens.max_tokens,
-            width=2 if (self.tokenizer.vocab_size if self.tokenizer else self.tokens.vocab_size) <= 2**16 else 4,
+            width=token_bytes(self.tokenizer.vocab_size if self.tokenizer else self.tokens.vocab_size),
             keep_raw=self._keep_raw,
             scale=scale,
         )
@@ -179,7 +180,7 @@ def engine_of(tokens: TokensConfig, note: Note) -> EngineName:
     match tokens.engine:
         case "tiktoken":
             return "tiktoken"
-        case "fastokens" | "ray":
+        case "fastokens":
             if has_fastokens():
                 return "fastokens"
             note("fastokens is not installed here: tiktoken gives the same ids, about ten times slower")

@@ -16,7 +16,9 @@ from shards.errors import RefusedError
 from shards.fingerprint import fingerprint
 from train.events import Event
 from train.machine.ranks import World, joined
-from train.schedule import Ramp, misfit, rank_share
+from train.schedule import Ramp, oddities, rank_share
+
+MANY_EPOCHS = 4  # up to about which repeated text is worth as much as new text (Muennighoff et al. 2023)
 
 
 def train(pipeline: Pipeline, name: str, *, fresh: bool = False, until: float = math.inf) -> None:
@@ -119,8 +121,9 @@ def _train(
     from train.session import Session
 
     began = time.perf_counter()
-    if said := misfit(pipeline.recipe.optim, Ramp(pipeline.recipe.model, pipeline.recipe.train).steps):
-        pipeline.terminal.note(said)
+    for oddity in oddities(pipeline.recipe.optim, Ramp(pipeline.recipe.model, pipeline.recipe.train).steps):
+        pipeline.terminal.note(oddity)
+    pipeline.terminal.note("setting up the model and measuring this device")
     mirrors = trackers.Trackers(pipeline.recipe.train.trackers, run, pipeline.recipe)
 
     def report(event: Event) -> None:
@@ -138,6 +141,8 @@ def _train(
             if aside:
                 move(aside, run.root)  # what cannot begin does not push aside what was
             raise
+        if (epochs := session.epochs) > MANY_EPOCHS:
+            pipeline.terminal.note(f"the run reads its training tokens {epochs:,.1f} times; more text would help")
         if aside:
             pipeline.terminal.note(f"the run before is kept as {aside.name}")
         if not run.recipe.exists():

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import msgspec
 
+from prepare.config import Executor
 from prepare.corpus.sources import Corpus
 from prepare.part_builder import Advance, Builder, Job, shard_paths
 from prepare.parts import Part, plan
@@ -21,7 +22,7 @@ from shards.sharing.card import CARD, card
 
 
 def tokenize(
-    job: Job, corpus: Corpus, max_tokens: int, workers: int, advance: Advance, *, on_ray: bool = False
+    job: Job, corpus: Corpus, max_tokens: int, workers: int, advance: Advance, *, executor: Executor = "local"
 ) -> Manifest:
     """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
 
@@ -40,7 +41,7 @@ def tokenize(
     parts = plan(corpus, job.manifest.part_tokens, sealed, job.manifest.plan or None)
     hasher = Builder(job, advance) if job.manifest.dedup else None
     running: dict[Future[PartRecord], Part] = {}
-    with open_pool(job, workers, on_ray=on_ray, advance=advance) as pool:
+    with open_pool(job, workers, executor=executor, advance=advance) as pool:
         while True:
             while len(running) < pool.depth:
                 estimates = {part.index: part.estimated_tokens * (part.split != "val") for part in running.values()}

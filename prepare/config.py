@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from shards.fingerprint import NOT_IDENTITY
 from shards.header import Placement
 
-NOT_IDENTITY = {"identity": False}  # marks a field that cannot change the result, so it stays out of the fingerprint
+Executor = Literal["local", "ray"]
 
 
 class CorpusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +43,6 @@ class TokensConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     forbid: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ()  # token folders: their validation stays out;
     # what is identity is the list of hashes, not where it came from
     part_tokens: Annotated[int, Meta(ge=1000, le=2**30)] = 100_000_000
-    engine: Annotated[Literal["fastokens", "tiktoken", "ray"], Meta(extra=NOT_IDENTITY)] = "fastokens"  # ray: fastokens
-    # on a cluster
+    engine: Annotated[Literal["fastokens", "tiktoken"], Meta(extra=NOT_IDENTITY)] = "fastokens"  # same ids
+    executor: Annotated[Executor, Meta(extra=NOT_IDENTITY)] = "local"  # processes here, or a Ray cluster
     workers: Annotated[int, Meta(ge=0, le=1024, extra=NOT_IDENTITY)] = 0  # 0 = one per core

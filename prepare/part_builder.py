@@ -16,7 +16,7 @@ from prepare.text.filters import Screen, contains, digest_of, forbidden_hashes, 
 from prepare.tokens.encode import Encoded, Encoder, EngineName
 from shards.atomic import AtomicFile, publish_bytes
 from shards.errors import CorruptError
-from shards.header import Placement
+from shards.header import Placement, token_bytes
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.interop import ForeignTokens, hash_documents, read_tokens
 from shards.manifest import Counts, Manifest, PartRecord, encode
@@ -59,7 +59,7 @@ class Builder:
         manifest, record = job.manifest, job.manifest.tokenizer
         self._tokenizer = Tokenizer.load(job.folder / "tokenizer.tiktoken", record.name, record.ranks_sha256)
         self._encoder: Encoder | None = None  # costs a fraction of a second, and ready tokens need none
-        self._dtype = np.dtype("<u2" if record.vocab_size <= 2**16 else "<u4")
+        self._dtype = np.dtype(f"<u{token_bytes(record.vocab_size)}")
         self._filters = parse_filters(manifest.filters)
         self._forbidden = forbidden_hashes(job.forbid)
         if job.forbid and digest_of(self._forbidden) != manifest.forbidden:

@@ -13,10 +13,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import msgspec
 
+from prepare.config import Executor
 from prepare.part_builder import Advance, Builder, Job
 from prepare.parts import Part
 from shards.errors import HostError, MillpondError, converted
@@ -34,11 +35,15 @@ class Pool(NamedTuple):
     poll: Callable[[], None] = lambda: None
 
 
-def open_pool(job: Job, workers: int, *, on_ray: bool, advance: Advance) -> AbstractContextManager[Pool]:
-    """A pool of `workers` processes; of the cluster's cores `on_ray`. One worker is this process itself."""
-    if on_ray:
-        return _ray(job, advance)
-    return _here(job, advance) if workers <= 1 else _processes(job, workers, advance)
+def open_pool(job: Job, workers: int, *, executor: Executor, advance: Advance) -> AbstractContextManager[Pool]:
+    """A pool of `workers` processes here, or of the Ray cluster's cores. One worker is this process itself."""
+    match executor:
+        case "local":
+            return _here(job, advance) if workers <= 1 else _processes(job, workers, advance)
+        case "ray":
+            return _ray(job, advance)
+        case _:
+            assert_never(executor)
 
 
 @contextmanager
@@ -211,7 +216,7 @@ def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
         import ray
     except ImportError as error:
         raise HostError(
-            'tokens.engine is "ray", and Ray is not installed',
+            'tokens.executor is "ray", and Ray is not installed',
             "",
             ".venv/bin/pip install -c constraints.txt -e '.[ray]'",
         ) from error

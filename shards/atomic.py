@@ -31,6 +31,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or its nearest parent that exists: whose disk and permissions a new file would have."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def publish_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all, replacing what was there."""
     with AtomicFile(path) as out:

@@ -21,7 +21,7 @@ RESUME = "rerun the same command to resume"
 
 
 class MillpondError(Exception):
-    """What is wrong (path, offset, got, expected), why it matters, and the command that mends it."""
+    """What is wrong (path, offset, got, expected), why it matters, and the command that fixes it."""
 
     exit_code = 1
 

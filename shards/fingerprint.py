@@ -14,6 +14,8 @@ from msgspec import inspect
 
 from shards.errors import ConfigError
 
+NOT_IDENTITY = {"identity": False}  # marks a field of a config that cannot change the result
+
 
 class Difference(NamedTuple):
     """One field in which what was asked differs from what is there."""

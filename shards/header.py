@@ -24,6 +24,11 @@ _LAYOUT = struct.Struct("<3i 6i i Q 32s")
 _REFETCH = "copy the file again from where it came, or millpond tokenize CONFIG --force"
 
 
+def token_bytes(vocab_size: int) -> int:
+    """The bytes of one token id of such a vocabulary: 2 up to 65,536 ids, else 4."""
+    return 2 if vocab_size <= 2**16 else 4
+
+
 class ShardHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What a shard says of itself.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shards.atomic import AtomicFile, make_folder, open_regular
 from shards.errors import ConfigError, CorruptError, RefusedError, from_os_error
 from shards.header import HEADER_BYTES, MAGICS, Placement, ShardHeader
+from shards.header import token_bytes as width_of
 from shards.manifest import Split
 from shards.reader import Shard, TokenFolder
 from shards.sniff import HEAD_BYTES, nature_of
@@ -208,15 +209,14 @@ def _read_headerless(path: Path, vocab_size: int) -> NDArray[Any]:
             "it was damaged, or holds ids without a header, as OLMo's do",
             f"{_AGAIN}, or rename it to .bin if it holds nothing but ids",
         )
-    dtype = "<u2" if vocab_size <= 2**16 else "<u4"
-    width, nbytes = np.dtype(dtype).itemsize, path.stat().st_size
+    width, nbytes = width_of(vocab_size), path.stat().st_size
     if nbytes == 0 or nbytes % width:
         raise CorruptError(
             f"{path}: {nbytes:,} bytes, which are no whole number of {width}-byte ids",
             f"without a header it is read as nanoGPT's, and a vocabulary of {vocab_size:,} takes {width} bytes an id",
             _AGAIN,
         )
-    tokens = _map(path, dtype, nbytes // width)
+    tokens = _map(path, f"<u{width}", nbytes // width)
     if len(tokens) >= 2048 and not tokens[1:2048:2].any():  # every second id is "!" or the like in no text
         raise CorruptError(
             f"{path}: of its first 2,048 ids every second one is 0",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shards.atomic import open_regular
 from shards.errors import ConfigError, CorruptError, from_os_error
-from shards.header import HEADER_BYTES, ShardHeader
+from shards.header import HEADER_BYTES, ShardHeader, token_bytes
 from shards.manifest import Manifest, ShardRecord, Split
 from shards.tokenizer import Tokenizer
 from shards.writer import DOCS_DTYPE, sidecar_of
@@ -239,7 +239,7 @@ class TokenFolder:
 
     def stream(self, split: Split) -> TokenStream:
         """All tokens of a split, end-of-text tokens included."""
-        dtype = np.dtype("<u2" if self.manifest.tokenizer.vocab_size <= 2**16 else "<u4")
+        dtype = np.dtype(f"<u{token_bytes(self.manifest.tokenizer.vocab_size)}")
         return TokenStream(self._shards[split], dtype)
 
     def _open(self, record: ShardRecord) -> Shard:

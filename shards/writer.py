@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shards.atomic import AtomicFile
 from shards.errors import CorruptError, RefusedError
-from shards.header import HEADER_BYTES, MAX_FILE_BYTES, Placement, ShardHeader
+from shards.header import HEADER_BYTES, MAX_FILE_BYTES, Placement, ShardHeader, token_bytes
 from shards.manifest import ShardRecord
 
 DOCS_DTYPE = np.dtype([("start", "<u8"), ("hash", "<u8")])
@@ -29,7 +29,7 @@ class ShardWriter:
         self.path = path
         self._blank = ShardHeader(
             tokens=0,
-            token_bytes=2 if vocab_size <= 2**16 else 4,
+            token_bytes=token_bytes(vocab_size),
             vocab_size=vocab_size,
             eot=eot,
             placement=placement,

@@ -150,3 +150,32 @@ def test_no_word_of_the_house_is_empty() -> None:
         for path in sources(package):
             assert not {"utils", "common", "helpers", "manager"} & set(path.stem.split("_")), path
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path} does not say what it is for"
+
+
+UNWANTED = (  # and what is said instead
+    r"\bto mend\b|\bmends?\b",  # fix, repair
+    r"\bgo(es|ing)? on (?!the|a)\b|\bto go on\b",  # resume, continue
+    r"\bstands?\b(?! for| in\b)",  # is
+    r"\blies?\b",  # is
+    r"\banew\b",  # again
+    r"\bno numbers?\b|\bnot a number any more\b",  # non-finite
+    r"\b(that|this) is said\b",  # logs a warning
+    r"\b(the|a|one|several|whatever the|NVIDIA) cards?\b",  # GPU
+    r"\bnobody\b",
+    r"\bto and fro\b|\bhandful\b|\bshoulder\b|\bunder violence\b",
+    r"\bwhat it has\b",  # its contents
+    r"\b(is|are|each|already) whole\b|\bwhole checkpoints?\b",  # valid, complete
+)
+
+
+def test_unwanted_words_are_nowhere() -> None:
+    """In strings, docstrings, comments and Markdown."""
+    pattern = re.compile("|".join(UNWANTED), re.IGNORECASE)
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "shards" / "FORMAT.md", ROOT / "Makefile"]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+        for path in [*pages, *(path for package in PACKAGES for path in sources(package))]
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (match := pattern.search(line))
+    ]
+    assert not found, "\n".join(found)

@@ -5,9 +5,7 @@ from typing import Annotated, Any, Literal, assert_never
 import msgspec
 from msgspec import Meta
 
-from shards.fingerprint import neutral
-
-NOT_IDENTITY = {"identity": False}  # marks a field that cannot change what is learned
+from shards.fingerprint import NOT_IDENTITY, neutral
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]

@@ -2,12 +2,15 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import assert_never
 
 import msgspec
 
 from shards.errors import ConfigError
 from train.config import EarlierLength, ModelConfig, OptimConfig, TrainConfig
+
+LOWEST_MUON, HIGHEST_ADAMW = 0.002, 0.01  # peak rates beyond which another optimizer's was probably meant
 
 
 def lr_factor(config: OptimConfig, step: int, steps: int) -> float:
@@ -42,6 +45,21 @@ def _decay_asked(config: OptimConfig, steps: int) -> float:
             return config.decay_fraction * steps
         case _:
             assert_never(config.schedule)
+
+
+def oddities(config: OptimConfig, steps: int) -> Iterator[str]:
+    """What a person should know of the rates and the schedule of a run of `steps` before it begins."""
+    match config.name:
+        case "muon":
+            if 0 < config.lr < LOWEST_MUON:
+                yield f"optim.lr={config.lr:g} is low for Muon, whose default is 0.025"
+        case "adamw":
+            if config.lr > HIGHEST_ADAMW:
+                yield f"optim.lr={config.lr:g} is high for AdamW, whose rates are about 0.0003 to 0.003"
+        case _:
+            assert_never(config.name)
+    if shorter := misfit(config, steps):
+        yield shorter
 
 
 def misfit(config: OptimConfig, steps: int) -> str:

@@ -102,6 +102,11 @@ class Session:
         return self.ramp.tokens_before(self.state.step)
 
     @property
+    def epochs(self) -> float:
+        """How many times the run reads each training token."""
+        return self.ramp.tokens / (self.windows.count * self.job.model.seq_len)
+
+    @property
     def accumulation(self) -> int:
         """How many micro-batches of this rank the next step has."""
         sequences = self.ramp.batch_tokens(self.state.step) // self.job.model.seq_len

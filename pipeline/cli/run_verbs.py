@@ -1,5 +1,6 @@
 """The verbs on runs that are there: what they reached, what they write, and which there are."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -119,9 +120,10 @@ def sample(
     RUN is a run's name or its folder [default: the run that was trained last].
     """
     from pipeline import inference
+    from pipeline.terminal import printable
 
     text = inference.sample(*_found(home, run), prompt, tokens, temperature, seed, best=best, device=device)
-    click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
+    click.echo(printable(text, keep="\n\t"))
 
 
 @click.command()
@@ -142,13 +144,20 @@ def status(as_json: bool, home: Path) -> None:
             "millpond train makes a first run; --home DIR or MILLPOND_HOME names another home"
         )
     for row in found["tokens"]:
-        tokens = f"  {row['train_tokens']:,} + {row['val_tokens']:,} tokens" if row["tokenizer"] else ""
-        click.echo(f"tokens  {row['folder']:<32}{tokens}  {row['state']}")
+        tokens = f"{row['train_tokens']:,} + {row['val_tokens']:,} tokens, " if row["tokenizer"] else ""
+        _row(f"tokens  {row['folder']}", f"{tokens}{row['state']}")
     for row in found["runs"]:
-        loss = f"  validation {row['val_loss']:.4f}" if "val_loss" in row else ""
+        loss = f", validation {row['val_loss']:.4f} (step {row['val_step']:,})" if "val_loss" in row else ""
         elsewhere = "" if row["tokens_here"] else ", its tokens are not here"
         saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
-        click.echo(f"run     {row['run']:<32}  step {row.get('step', 0):,}{loss}  {row['state']}{saved}{elsewhere}")
+        _row(f"run     {row['run']}", f"{row['state']}, step {row.get('step', 0):,}{loss}{saved}{elsewhere}")
+
+
+def _row(name: str, what: str) -> None:
+    """One row of a list, wrapped at 80 columns."""
+    lines = textwrap.wrap(what, 80 - 8 - 26, break_long_words=False)
+    for i, line in enumerate(lines):
+        click.echo(f"{name if not i else '':<32}  {line}")
 
 
 def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":

@@ -28,6 +28,7 @@ def shards() -> None:
 def ls(as_json: bool, home: Path) -> None:
     """Every token folder, and the runs that were started on it."""
     from pipeline.home.folders import table
+    from pipeline.terminal import count, size
 
     rows = table(Layout(home))
     if as_json:
@@ -39,8 +40,8 @@ def ls(as_json: bool, home: Path) -> None:
             "millpond prepare makes one; --home DIR or MILLPOND_HOME names another home"
         )
     for row in rows:
-        tokens = (row.train_tokens + row.val_tokens) / 1e6
-        click.echo(f"{row.folder:<32} {tokens:>10,.1f} M tokens  {row.nbytes / 1e6:>10,.1f} MB  {row.state}")
+        tokens = count(row.train_tokens + row.val_tokens)
+        click.echo(f"{row.folder:<32} {tokens:>7} tokens  {size(row.nbytes):>9}  {row.state}")
         if row.runs:
             click.echo(f"{'':<32} runs: {', '.join(row.runs)}")
 
@@ -54,6 +55,7 @@ def ls(as_json: bool, home: Path) -> None:
 def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path) -> None:
     """What is in a token folder: documents, tokens, lengths, what was dropped and why."""
     from pipeline.home import folders
+    from pipeline.terminal import printable
 
     path = folders.find(Layout(home), folder)
     if doc is not None:
@@ -61,7 +63,7 @@ def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path)
         if as_json:
             print_json({"split": split, "document": doc, "text": text})
         else:
-            click.echo("".join(mark if mark.isprintable() or mark in "\n\t" else "\ufffd" for mark in text))
+            click.echo(printable(text, keep="\n\t"))
         return
     found = folders.statistics(path)
     if as_json:
@@ -90,6 +92,7 @@ def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path)
 def verify(folder: str, full: bool, home: Path) -> None:
     """Compare a token folder with its manifest."""
     from pipeline.home.folders import find
+    from pipeline.terminal import plural
     from shards.verify import verify as find_damage
 
     path = find(Layout(home), folder)
@@ -98,7 +101,7 @@ def verify(folder: str, full: bool, home: Path) -> None:
         click.echo(f"{finding.file}: {finding.what}")
     if findings:
         raise CorruptError(
-            f"{path}: {len(findings)} things are wrong",
+            f"{path}: {plural(len(findings), 'damaged file')}",
             "training would use corrupted tokens",
             "millpond shards pull URL, or millpond tokenize CONFIG --force",
         )
@@ -190,6 +193,7 @@ def pull(url: str, parts: int | None, home: Path) -> None:
 def gc(yes: bool, home: Path) -> None:
     """The token folders that no run was started on."""
     from pipeline.home.folders import garbage, remove, sweep_removed
+    from pipeline.terminal import size
 
     if yes:
         sweep_removed(Layout(home))
@@ -203,7 +207,7 @@ def gc(yes: bool, home: Path) -> None:
             except RefusedError as error:
                 terminal().note(error.what)
                 continue
-        click.echo(f"{what} {row.folder}  {row.nbytes / 1e6:,.1f} MB")
+        click.echo(f"{what} {row.folder}  {size(row.nbytes)}")
     if rows and not yes:
         click.echo("to delete them: millpond shards gc --yes")
     if not rows:

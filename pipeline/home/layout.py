@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.atomic import make_folder
+from shards.atomic import make_folder, nearest_existing
 from shards.errors import HostError
 from shards.manifest import folder_name
 
@@ -106,7 +106,7 @@ class Layout(NamedTuple):
 
         Nor where it could not be written: torch would fail, and not only when it compiles.
         """
-        place = next(path for path in (self.compiled, *self.compiled.absolute().parents) if path.exists())
+        place = nearest_existing(self.compiled)
         if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.compiled.absolute()))
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+from shards.header import token_bytes
 from shards.manifest import Manifest
 
 CARD = "README.md"
@@ -11,7 +12,7 @@ _SIZES += [(10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (1
 
 
 def card(manifest: Manifest, name: str) -> str:
-    """The card of the token folder `name`, in Markdown behind YAML that the Hub reads."""
+    """The dataset card of the token folder `name`, in Markdown behind YAML that the Hub reads."""
     return "\n".join(
         [_front_matter(manifest, name), f"# {_line(name)}\n", _source(manifest), _counts(manifest), _use(manifest)]
     )
@@ -89,7 +90,7 @@ Of {counts.rows:,} rows, dropped were: {dropped or "none"}. {counts.repaired:,} 
 
 
 def _use(manifest: Manifest) -> str:
-    width = "<u2" if manifest.tokenizer.vocab_size <= 2**16 else "<u4"
+    width = f"<u{token_bytes(manifest.tokenizer.vocab_size)}"
     return f"""## Use
 
 `millpond shards pull URL` fetches it, compares every byte with the manifest, and `millpond train` uses it as it is.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from shards.atomic import AtomicFile, make_folder, publish_bytes, sha256_of
+from shards.atomic import AtomicFile, make_folder, nearest_existing, publish_bytes, sha256_of
 from shards.errors import ConfigError, HostError, MillpondError, NetworkError, RefusedError
 from shards.header import HEADER_BYTES
 from shards.sharing.hub_access import bound_waiting, endpoint, is_offline, timeout_seconds, token
@@ -60,7 +60,7 @@ class Place:
         self._folder = Path(self.root) if local else None
         if self._folder is not None:
             self.url = self.url if "://" in self.url else str(self._folder)  # where a relative name leads to
-            found = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+            found = nearest_existing(self._folder)
             if not found.is_dir():
                 raise ConfigError(f"{found}: is no folder", "", "name another")
 

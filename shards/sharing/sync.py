@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from shards.atomic import locked, make_folder, publish_bytes, publish_file, sha256_of, sweep
+from shards.atomic import locked, make_folder, nearest_existing, publish_bytes, publish_file, sha256_of, sweep
 from shards.errors import ConfigError, CorruptError, DiskError, NetworkError, RefusedError, from_os_error
-from shards.header import HEADER_BYTES, MAX_FILE_BYTES
+from shards.header import HEADER_BYTES, MAX_FILE_BYTES, token_bytes
 from shards.manifest import MANIFEST, MAX_BYTES, Manifest, decode, folder_name
 from shards.reader import TokenFolder
 from shards.sharing import place as places
@@ -63,7 +63,7 @@ def push(folder: Path, url: str, note: Note) -> None:
             raise CorruptError(
                 f"{folder / name}: no such file", "a folder with a gap is not shared", "millpond verify CONFIG"
             )
-    # Sidecars before their shards: so a shard that lies there says that its sidecar does.
+    # Sidecars before their shards: so a shard that is there says that its sidecar is, too.
     files = sorted(manifest.files(), key=lambda file: file[0].endswith(".bin"))
     todo = [(folder / name, sha256) for name, sha256 in files if not place.holds(folder / name, sha256)]
     closing = [*_card_for(place, folder, manifest, there, note), (MANIFEST, (folder / MANIFEST).read_bytes())]
@@ -218,7 +218,7 @@ def _first_parts(manifest: Manifest, parts: int | None, where: str) -> Manifest:
 
 def _check_possible(manifest: Manifest, where: str) -> None:
     """CorruptError when a shard's counts contradict each other, before anything is made as large as they say."""
-    width = 2 if manifest.tokenizer.vocab_size <= 2**16 else 4
+    width = token_bytes(manifest.tokenizer.vocab_size)
     for part in manifest.parts:
         for shard in part.shards:
             nbytes = HEADER_BYTES + shard.tokens * width
@@ -254,8 +254,7 @@ def _check_sizes(manifest: Manifest, sizes: dict[str, int | None], where: str) -
 
 
 def _check_disk(folder: Path, needed: int) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
         raise DiskError(
             f"{folder}: {needed:,} bytes are needed, {free:,} are free",

@@ -216,3 +216,12 @@ def test_every_alias_is_of_a_field() -> None:
     assert set(config.ALIASES.values()) <= fields and not set(config.ALIASES) & {
         name.partition(".")[2] for name in fields
     }
+
+
+def test_a_field_that_was_renamed(tmp_path: Path) -> None:
+    """Refused with its new name; a run that was begun with the old one keeps working."""
+    path = write(tmp_path, "[tokens]\nengine = 'ray'\n")
+    with pytest.raises(ConfigError, match=r"tokens\.engine(.|\n)*--set tokens\.executor=ray"):
+        config.load(path)
+    tokens = config.load_run(Path(path)).tokens
+    assert (tokens.engine, tokens.executor) == ("fastokens", "ray")

@@ -28,7 +28,7 @@ def cluster() -> Iterator[None]:
 def test_ray_makes_the_same_bytes(cluster: None, prepare: Callable[..., Path], corpus_file: Path) -> None:
     options = {"tokens__part_tokens": 20_000, "tokens__dedup": True}
     here = prepare(corpus_file, home="here", **options)
-    there = prepare(corpus_file, home="there", tokens__engine="ray", **options)
+    there = prepare(corpus_file, home="there", tokens__executor="ray", **options)
     assert there.name == here.name
     assert tree(there) == tree(here)
 
@@ -39,10 +39,10 @@ def test_what_goes_wrong_on_the_cluster_is_said_here(
     broken = tmp_path / "broken.jsonl"
     broken.write_text(corpus_file.read_text() + "not json\n")
     with pytest.raises(CorruptError, match=r"broken\.jsonl: byte \d+: not JSON"):
-        prepare(broken, tokens__engine="ray")
+        prepare(broken, tokens__executor="ray")
 
 
 def test_without_ray(prepare: Callable[..., Path], corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(HostError, match="Ray is not installed"):
-        prepare(corpus_file, tokens__engine="ray")
+        prepare(corpus_file, tokens__executor="ray")

@@ -65,9 +65,9 @@ def prepared(recipe: Recipe, home: Path) -> Path:
 
 def results(rows: Path) -> list[dict[str, Any]]:
     """The rows of a run's file, without what a clock or a gauge says: that is another time each time."""
-    gauges = {"tok_per_s", "mfu_percent", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"}
-    gauges |= {"memory_gb", "watts", "energy_kwh", "cost"}
-    return [{key: value for key, value in row.items() if key not in gauges} for row in read_rows(rows)]
+    from train.telemetry.meter import GAUGES
+
+    return [{key: value for key, value in row.items() if key not in GAUGES} for row in read_rows(rows)]
 
 
 def stdlib_texts() -> list[str]:

@@ -14,6 +14,7 @@ from typing import Self
 
 import torch
 
+from shards.atomic import nearest_existing
 from shards.errors import DiskError, HostError, Interrupted, MillpondError
 from train.model.gpt import Model
 from train.optim.groups import Optimizers
@@ -102,7 +103,7 @@ def require_room(folder: Path, nbytes: int, keep: int, saves: int) -> None:
     """
     if not saves:
         return
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    place = nearest_existing(folder)
     if not os.access(place, os.W_OK | os.X_OK):
         raise HostError(
             f"{place}: not writable",

@@ -16,6 +16,10 @@ from train.telemetry.metrics import Row
 from train.telemetry.power import GpuPower
 
 JOULES_A_KWH = 3.6e6
+GAUGES = (  # the fields of a row that a clock or a sensor says, different in each run
+    *("tok_per_s", "mfu_percent", "data_wait_ms", "transfer_wait_ms", "step_ms", "stall_percent"),
+    *("memory_gb", "watts", "energy_kwh", "cost"),
+)
 
 
 class _Mark(NamedTuple):

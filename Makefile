@@ -28,13 +28,13 @@ help: ## This list
 prepare: $(millpond) ## Text in, verified token shards out
 	@$(millpond) prepare "$(CONFIG)"
 
-plan: $(millpond) ## What preparing takes, before it begins
+plan: $(millpond) ## Estimate download, disk, time and training cost
 	@$(millpond) plan "$(CONFIG)"
 
 train: $(millpond) ## Prepare what is missing, train, evaluate, print samples (MAXHOURS=8 saves and stops)
 	@$(millpond) train "$(CONFIG)" --name "$(RUN)" $(hours)
 
-resume: $(millpond) ## Train a run on; the newest without RUN (STEPS=N or TOKENS=N makes it longer)
+resume: $(millpond) ## Train a run further; the newest without RUN (STEPS=N or TOKENS=N makes it longer)
 	@$(millpond) resume $(named_run) $(if $(STEPS),--steps "$(STEPS)") $(if $(TOKENS),--tokens "$(TOKENS)") $(hours)
 
 evaluate: $(millpond) ## Validation loss of a run's newest checkpoint; the newest run without RUN
@@ -46,16 +46,22 @@ sample: $(millpond) ## Text from a run's newest checkpoint (PROMPT="...")
 status: $(millpond) ## What is there: token folders and runs
 	@$(millpond) status
 
-doctor: $(millpond) ## Is this machine fit for it?
+doctor: $(millpond) ## Check Python, packages, memory, disk and GPU
 	@$(millpond) doctor
 
-test: .venv/dev ## Run the tests
+test: .venv/dev ## Run the tests, every promise once (under 4 minutes)
+	@.venv/bin/python -m pytest -m "not slow"
+
+test-all: .venv/dev ## Run all tests, with kills, damage and full disks by the dozen
 	@.venv/bin/python -m pytest
 
 check: .venv/dev ## Formatting, lint and types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
+
+reference: $(millpond) ## Write docs/reference.md from the types and the command line
+	@.venv/bin/python docs/reference.py
 
 bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
 	@.venv/bin/python -P tests/benchmarks/prepare.py
@@ -76,4 +82,4 @@ $(millpond): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help prepare plan train resume evaluate sample status doctor test check bench bench-gpu
+.PHONY: help prepare plan train resume evaluate sample status doctor test test-all check reference bench bench-gpu

@@ -1,1 +1,3 @@
-"""The verbs: config in, stages run in order, receipts and words for a person out."""
+"""Stages, runs and the command line of millpond."""
+
+__version__ = "0.1.0"

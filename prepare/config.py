@@ -18,14 +18,16 @@ class CorpusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hash decides. `filters` are conditions that a row must meet: `int_score >= 3`, `len(text) >= 200`.
     """
 
-    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?\Z", max_length=60)] = ""
-    kind: Literal["", "hub", "files", "python-docs"] = ""
-    repo: str = ""
-    revision: str = "main"
-    files: tuple[str, ...] = ()
-    val_files: tuple[str, ...] = ()
-    text_column: Annotated[str, Meta(max_length=200)] = "text"
-    filters: tuple[Annotated[str, Meta(max_length=200)], ...] = ()
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*)?\Z", max_length=60)] = (
+        ""  # a named corpus, or what yours is called
+    )
+    kind: Literal["", "hub", "files", "python-docs"] = ""  # unset for a named corpus
+    repo: str = ""  # hub: OWNER/NAME, or the address of its page
+    revision: str = "main"  # hub: a branch, tag or commit, pinned to a commit
+    files: tuple[str, ...] = ()  # paths or patterns
+    val_files: tuple[str, ...] = ()  # validation, and nothing else
+    text_column: Annotated[str, Meta(max_length=200)] = "text"  # the column or field of the documents
+    filters: tuple[Annotated[str, Meta(max_length=200)], ...] = ()  # conditions that a row must meet
     keep_raw: Annotated[bool, Meta(extra=NOT_IDENTITY)] = True  # false: a fetched file goes when its parts are sealed
 
 
@@ -37,12 +39,12 @@ class TokensConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokenizer: str = "gpt2"  # "gpt2", "bpe" (trained on the corpus), or the path of a tokenizer file
     vocab_size: Annotated[int, Meta(ge=0, le=2**20)] = 0  # for "bpe", end-of-text included
     max_tokens: Annotated[int, Meta(ge=0, le=2**50, extra=NOT_IDENTITY)] = 0  # 0 = the whole corpus
-    val_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.005
-    eot: Placement = "before"
+    val_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.005  # of the documents, chosen by their hash
+    eot: Placement = "before"  # where end-of-text is, seen from its document
     dedup: bool = False  # of equal documents the first is kept
     forbid: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ()  # token folders: their validation stays out;
     # what is identity is the list of hashes, not where it came from
-    part_tokens: Annotated[int, Meta(ge=1000, le=2**30)] = 100_000_000
+    part_tokens: Annotated[int, Meta(ge=1000, le=2**30)] = 100_000_000  # about, in one training shard
     engine: Annotated[Literal["fastokens", "tiktoken"], Meta(extra=NOT_IDENTITY)] = "fastokens"  # same ids
     executor: Annotated[Executor, Meta(extra=NOT_IDENTITY)] = "local"  # processes here, or a Ray cluster
     workers: Annotated[int, Meta(ge=0, le=1024, extra=NOT_IDENTITY)] = 0  # 0 = one per core

@@ -153,7 +153,7 @@ def test_no_word_of_the_house_is_empty() -> None:
 
 
 UNWANTED = (  # and what is said instead
-    r"\bto mend\b|\bmends?\b",  # fix, repair
+    r"\bhint\b|\bmends?\b",  # fix, repair
     r"\bgo(es|ing)? on (?!the|a)\b|\bto go on\b",  # resume, continue
     r"\bstands?\b(?! for| in\b)",  # is
     r"\blies?\b",  # is

@@ -22,18 +22,18 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A decoder-only transformer. `gpt2` is GPT-2's form, `modern` is exactly Qwen3's; see model/gpt.py."""
 
-    family: Literal["gpt2", "modern"] = "modern"
-    n_layer: Size = 12
-    n_head: Size = 6
-    d_model: Size = 768
+    family: Literal["gpt2", "modern"] = "modern"  # GPT-2's form, or Qwen3's
+    n_layer: Size = 12  # blocks
+    n_head: Size = 6  # attention heads, of d_model / n_head each
+    d_model: Size = 768  # the width of the residual stream
     d_ff: Annotated[int, Meta(ge=0, le=2**20)] = (
         0  # 0: 4 d_model for gpt2; 8/3 d_model, to a multiple of 64, for modern
     )
-    seq_len: Annotated[int, Meta(ge=2, le=2**20)] = 1024
-    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    seq_len: Annotated[int, Meta(ge=2, le=2**20)] = 1024  # tokens of context
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # in training
     tied: bool | None = None  # one table for embedding and head; unset: tied for gpt2, untied for modern
     qkv_bias: bool | None = None  # unset: biased for gpt2; modern has none
-    rope_theta: Annotated[float, Meta(gt=0, le=1e9)] = 10_000.0
+    rope_theta: Annotated[float, Meta(gt=0, le=1e9)] = 10_000.0  # modern only: base of the rotary frequencies
     init: Literal["family", "torch"] = "family"  # torch: what nn.Linear and nn.Embedding draw by themselves
     residual: Annotated[Literal["fp32", "bf16"], Meta(extra={"neutral": "fp32"})] = "fp32"  # bf16: where autocast is
 
@@ -69,21 +69,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The optimizer and its schedule. With `muon`, `lr` is for the matrices of the blocks and AdamW takes the rest."""
 
-    name: Literal["muon", "adamw"] = "muon"
-    lr: Rate = 0.025
+    name: Literal["muon", "adamw"] = "muon"  # muon: for the matrices of the blocks
+    lr: Rate = 0.025  # peak learning rate
     embed_lr: Rate = 0.05  # muon only, as the two below
-    head_lr: Rate = 0.004
-    norm_lr: Rate = 0.015
-    weight_decay: Fraction = 0.05
+    head_lr: Rate = 0.004  # of the head, where it is not the embedding
+    norm_lr: Rate = 0.015  # of norm gains and biases
+    weight_decay: Fraction = 0.05  # decoupled
     decay: Literal["matrices", "all"] = "matrices"  # all: embeddings, biases and norm gains too
-    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.8
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.8  # AdamW's, as the two below
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.95
     eps: Annotated[float, Meta(gt=0, le=1)] = 1e-10
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.95  # muon only; rises from 0.85 over `momentum_warmup` steps
-    momentum_warmup: Annotated[int, Meta(ge=0, le=2**40)] = 300
+    momentum_warmup: Annotated[int, Meta(ge=0, le=2**40)] = 300  # steps
     clip: Rate = 1.0  # of the global gradient norm; 0 = off
-    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    warmup_steps: Annotated[int, Meta(ge=0, le=2**40)] = 20
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"  # of the learning rate after warm-up
+    warmup_steps: Annotated[int, Meta(ge=0, le=2**40)] = 20  # in which the rate rises from 0
     decay_fraction: Fraction = 0.7  # linear and wsd: the last part of the run, in which the rate falls
     final_lr: Fraction = 0.0  # of the peak, at the last step
     schedule_rule: Annotated[Literal[1, 2], Meta(extra={"neutral": 1})] = 2  # 1: that of runs begun before it was added
@@ -105,14 +105,14 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     earlier: Annotated[
         tuple[EarlierLength, ...], Meta(extra={"neutral": ()})
     ] = ()  # what `millpond resume` made longer
-    batch_tokens: BatchTokens = 262_144
+    batch_tokens: BatchTokens = 262_144  # of one step, on all GPUs together
     batch_ramp: tuple[BatchTokens, ...] = ()  # smaller batches before it, each for an equal part of the run
     micro_batch: Annotated[int, Meta(ge=0, le=2**20, extra=NOT_IDENTITY)] = 0  # sequences at once; 0 = what fits
     device: Annotated[DeviceName, Meta(extra=NOT_IDENTITY)] = "auto"  # auto = a GPU if the machine has one
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 or fp16 on CUDA, fp32 elsewhere
     compile: Annotated[Literal["auto", "on", "off"], Meta(extra=NOT_IDENTITY)] = "auto"  # auto = on for CUDA
     checkpoint_activations: Annotated[bool, Meta(extra=NOT_IDENTITY)] = False  # less memory, a third more time
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 1337  # of weights, order and dropout
     document_mask: bool = False  # attention never looks past the beginning of a token's own document
     order: Literal["shuffled", "sequential"] = "shuffled"  # of the windows; sequential is for debugging
     spike_z: Annotated[float, Meta(ge=0, le=1e6)] = 9.0  # skip a loss or gradient so many deviations up; 0 = off
@@ -120,12 +120,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     eval_every: Cadence = 250  # steps; 0 = only at the start and the end
     eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 1_048_576  # each time, always the first
     final_eval_tokens: Annotated[int, Meta(ge=1, le=2**50, extra=NOT_IDENTITY)] = 10_485_760  # after the last step too
-    sample_every: Cadence = 500
-    sample_tokens: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 64
-    prompts: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ("The", "In this paper we")
+    sample_every: Cadence = 500  # steps; 0 = only at the end
+    sample_tokens: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 64  # of each sample
+    prompts: Annotated[tuple[str, ...], Meta(extra=NOT_IDENTITY)] = ("The", "In this paper we")  # one sample each
     checkpoint_every: Cadence = 250  # 0 = only at the end
-    keep_checkpoints: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 2
-    log_every: Annotated[int, Meta(ge=1, le=2**40, extra=NOT_IDENTITY)] = 10
+    keep_checkpoints: Annotated[int, Meta(ge=1, le=2**20, extra=NOT_IDENTITY)] = 2  # the newest, and the best
+    log_every: Annotated[int, Meta(ge=1, le=2**40, extra=NOT_IDENTITY)] = 10  # steps
     trackers: Annotated[tuple[TrackerName, ...], Meta(extra=NOT_IDENTITY)] = ()  # that show metrics.jsonl's rows too
     kwh_price: Annotated[float, Meta(ge=0, le=1e9, extra=NOT_IDENTITY)] = 0.0  # of one kWh; 0 = no cost is shown
 

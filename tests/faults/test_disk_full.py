@@ -88,7 +88,7 @@ def stopped_well(home: Path, done: subprocess.CompletedProcess[str], says: re.Pa
     """It ended because the disk is full, said so and what to do, and what has a name is whole."""
     assert done.returncode == 5, done.stderr
     assert says.search(done.stderr), done.stderr
-    assert "\nto mend: free some space" in done.stderr
+    assert "\nhint: free some space" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(home.rglob(".*.tmp"))
     for manifest in home.glob("tokens/*/manifest.json"):

@@ -87,7 +87,7 @@ def test_every_fault(hub: LocalHub, prepare: Prepare, tmp_path: Path, name: str,
         folder = prepare()
     except NetworkError as error:
         assert error.exit_code == 6
-        assert "to mend: " in str(error)
+        assert "hint: " in str(error)
         hub.faults = []
         folder = prepare()
     else:

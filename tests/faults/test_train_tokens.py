@@ -48,7 +48,7 @@ def test_an_id_beyond_the_vocabulary(tiny_folder: Path, tmp_path: Path, file: st
     what, _, mend = str(caught.value).splitlines()
     said = f"offset {offset:,}: token 777 is id {token}, expected one below 512, the size of the vocabulary"
     assert what == f"{folder / file}: {said}"
-    assert mend.startswith("to mend: ") and "millpond tokenize CONFIG --force" in mend
+    assert mend.startswith("hint: ") and "millpond tokenize CONFIG --force" in mend
 
 
 def test_the_largest_id_there_is(tiny_folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def run(*arguments: object) -> Result:
 def said(result: Result, name: str) -> bool:
     """Whether it was refused with all of the three parts."""
     unusable = UNUSABLE[name]
-    expected = f"error: {unusable.what}\n{unusable.why}\nto mend: {unusable.fix}\n"
+    expected = f"error: {unusable.what}\n{unusable.why}\nhint: {unusable.fix}\n"
     return result.exit_code == 3 and result.stdout == "" and result.stderr.endswith(expected)
 
 

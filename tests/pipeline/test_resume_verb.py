@@ -207,7 +207,7 @@ def test_the_recipe_of_before_names_the_run_as_it_is(longer: Path, toml: Path) -
     said = run("train", toml, *SETTINGS, "--home", longer, code=1).stderr
     assert "recipe:\n  train.steps: 30 -> 16\nresuming" in said and "makes it longer" not in said
     said = run("train", toml, *SETTINGS, "--set", "train.steps=50", "--home", longer, code=1).stderr
-    assert "to mend: millpond resume tiny --steps 50 makes it longer; " in said
+    assert "hint: millpond resume tiny --steps 50 makes it longer; " in said
 
 
 @pytest.mark.parametrize("moment", [17, 22, 26, 30])

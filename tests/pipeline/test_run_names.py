@@ -84,7 +84,7 @@ def test_a_mistyped_name(beside: Path, verb: str, name: str, meant: str) -> None
     assert refused(verb, name).splitlines() == [
         f"error: no run {name!r} under {beside}/runs",
         f"did you mean {meant}? there are: first, second",
-        "to mend: name another home with --home DIR or MILLPOND_HOME",
+        "hint: name another home with --home DIR or MILLPOND_HOME",
     ]
 
 

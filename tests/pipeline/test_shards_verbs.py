@@ -226,7 +226,7 @@ def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_fol
     says = [
         f"{tiny_folder.name}: another process is working on it",
         "preparing, pulling and deleting a token folder exclude one another",
-        "to mend: wait until it has ended, then run the same command again",
+        "hint: wait until it has ended, then run the same command again",
     ]
     with folders.held(Layout(home), tiny_folder.name):
         with complains(RefusedError, *says):
@@ -330,4 +330,4 @@ def test_a_push_to_a_folder_says_where(tiny_folder: Path, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     output = run(tmp_path / "home", "push", tiny_folder, "me/fw").output
     assert f"to the folder {tmp_path}/me/fw of this machine; for the Hub: hf://datasets/me/fw" in output
-    assert f"{tmp_path}/me/fw: whole, " in output
+    assert f"{tmp_path}/me/fw: complete, " in output

@@ -162,7 +162,7 @@ def test_the_sample_check_stops_a_wrong_engine(tiny_folder: Path) -> None:
         "docs.parquet, part 3, row 0: the fast engine and tiktoken disagree from token 5 on: "
         f"{[wrong + 1, *rest]} against {[wrong, *rest]}",
         "tiktoken is right by definition; shards made with the fast engine here cannot be trusted",
-        "to mend: run again with --set tokens.engine=tiktoken, and report the text to fastokens",
+        "hint: run again with --set tokens.engine=tiktoken, and report the text to fastokens",
     ):
         encoder.encode([text], np.zeros(1, np.uint64), "docs.parquet, part 3")
 

@@ -30,7 +30,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
     with complains(
         ConfigError,
         f"corpus.files: no file matches '{tmp_path}/none*.parquet'",
-        "to mend: check the path",
+        "hint: check the path",
     ):
         pin.fetch(files(f"{tmp_path}/none*.parquet"), tmp_path)
 
@@ -42,7 +42,7 @@ def test_a_missing_validation_file_is_blamed_on_its_own_field(tmp_path: Path, mo
     with complains(
         ConfigError,
         f"corpus.val_files: no file matches 'heldout.txt' (looked from {tmp_path})",
-        "to mend: did you mean held-out.txt",
+        "hint: did you mean held-out.txt",
     ):
         pin.fetch(config, tmp_path)
 

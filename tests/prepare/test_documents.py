@@ -114,7 +114,7 @@ def test_no_text_column(tmp_path: Path) -> None:
         ConfigError,
         f"{path}: no column 'text', it has content, url",
         "the documents are read from one field of text",
-        "to mend: name it with --set corpus.text_column=NAME",
+        "hint: name it with --set corpus.text_column=NAME",
     ):
         everything(path)
     assert everything(path, column="content")[0] == ["a"]
@@ -135,7 +135,7 @@ def test_a_truncated_parquet(tmp_path: Path) -> None:
         with pytest.raises(CorruptError) as caught:
             everything(path)
         assert str(caught.value).startswith(
-            f"{path}: {length:,} bytes that are not a whole parquet file: cannot be read"
+            f"{path}: {length:,} bytes that are not a complete parquet file: cannot be read"
         )
         assert "fetch or copy the file again" in str(caught.value)
 

@@ -202,7 +202,7 @@ def test_offline_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         NetworkError,
         "org/name: HF_HUB_OFFLINE is set, and nothing of it was pinned here before",
         "the files to read are not known without asking the Hub once",
-        "to mend: unset HF_HUB_OFFLINE for the first run",
+        "hint: unset HF_HUB_OFFLINE for the first run",
     ):
         hubs.listing("org/name", "main", [""])
 

@@ -51,5 +51,5 @@ def test_an_error_of_a_library_is_named_and_converted() -> None:
     assert str(bug).splitlines() == [
         "JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
         "millpond does not expect this error, which comes from json",
-        "to mend: run it again with MILLPOND_TRACEBACK=1, and report the bug with what that prints",
+        "hint: run it again with MILLPOND_TRACEBACK=1, and report the bug with what that prints",
     ]

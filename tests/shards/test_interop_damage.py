@@ -40,7 +40,7 @@ def test_an_id_outside_the_vocabulary(form: str, four: dict[str, Path]) -> None:
         CorruptError,
         f"{four[form]}: token 0 is 299, the vocabulary has 299 ids",
         "the file was written with another tokenizer, or does not hold tokens",
-        "to mend: name the tokenizer that the file was written with",
+        "hint: name the tokenizer that the file was written with",
     ):
         read(four[form], EOT)
 
@@ -61,7 +61,7 @@ def test_a_file_without_a_header(data: bytes, vocab_size: int, width: int, tmp_p
         CorruptError,
         f"{path}: {len(data)} bytes, which are no whole number of {width}-byte ids",
         f"without a header it is read as nanoGPT's, and a vocabulary of {vocab_size:,} takes {width} bytes an id",
-        "to mend: copy the file again from where it came",
+        "hint: copy the file again from where it came",
     ):
         read(path, vocab_size)
 
@@ -126,7 +126,7 @@ def test_numpy_files_cut_and_grown(four: dict[str, Path]) -> None:
         CorruptError,
         f"{path}: 139 bytes, its header says 138",
         "something was appended",
-        "to mend: copy the file again from where it came",
+        "hint: copy the file again from where it came",
     ):
         read(path)
 
@@ -138,7 +138,7 @@ def test_npy_without_its_magic(tmp_path: Path) -> None:
         CorruptError,
         f"{path}: does not begin with numpy's magic",
         "it was damaged, or holds ids without a header, as OLMo's do",
-        "to mend: copy the file again from where it came, or rename it to .bin if it holds nothing but ids",
+        "hint: copy the file again from where it came, or rename it to .bin if it holds nothing but ids",
     ):
         read(path)
 
@@ -246,7 +246,7 @@ def test_an_empty_split_is_not_exported(form: Format, ours: TokenFolder, tmp_pat
         RefusedError,
         f"{ours.path}: its val split has no tokens",
         "an empty file cannot be mapped, so no trainer could open it",
-        "to mend: export the other split, or prepare with another tokens.val_fraction",
+        "hint: export the other split, or prepare with another tokens.val_fraction",
     ):
         export(ours, "val", form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -259,7 +259,7 @@ def test_an_export_overwrites_nothing(ours: TokenFolder, tmp_path: Path) -> None
         RefusedError,
         f"{index}: is already there",
         "nothing is overwritten",
-        "to mend: remove it, or name another folder",
+        "hint: remove it, or name another folder",
     ):
         export(ours, "train", "megatron", tmp_path)
     assert index.read_bytes() == b"mine"

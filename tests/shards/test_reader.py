@@ -127,7 +127,7 @@ def test_a_shard_of_another_vocabulary(folder: Path) -> None:
         CorruptError,
         f"{path}: vocabulary is 600, the manifest says 512",
         "the shard belongs to another token folder or another tokenizer",
-        "to mend: copy the file again from where it came, or millpond tokenize CONFIG --force",
+        "hint: copy the file again from where it came, or millpond tokenize CONFIG --force",
     ):
         TokenFolder(folder)
 

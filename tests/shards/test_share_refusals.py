@@ -138,7 +138,7 @@ def test_a_disk_that_is_too_small(tiny_folder: Path, tmp_path: Path, monkeypatch
         DiskError,
         f"{here}: {needed:,} bytes are needed, {needed - 1:,} are free",
         "nothing was fetched",
-        "to mend: free some space, choose another disk, or pull only the first parts",
+        "hint: free some space, choose another disk, or pull only the first parts",
     ):
         pull(str(tiny_folder), here, print)
     assert not here.exists()

@@ -122,12 +122,17 @@ def files_no_longer_than(nbytes: int) -> Iterator[None]:
 
 
 @contextmanager
-def complains(kind: type[MillpondError], *lines: str) -> Iterator[None]:
-    """The block raises a `kind` whose whole message is `lines`."""
+def complains(kind: type[MillpondError], *facts: str) -> Iterator[None]:
+    """The block raises exactly a `kind`, whose message has the facts: paths, fields, numbers, commands."""
     with pytest.raises(kind) as caught:
         yield
     assert type(caught.value) is kind
-    assert str(caught.value).splitlines() == list(lines)
+    states(str(caught.value), *facts)
+
+
+def states(text: str, *facts: str) -> None:
+    """The text has all the facts, whatever its sentences are."""
+    assert not [fact for fact in facts if fact not in text], text
 
 
 def command(*arguments: object) -> list[str]:

@@ -34,7 +34,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         HostError,
         "4 processes on this machine, which has 2 CUDA GPUs",
         "each process trains on a GPU of its own",
-        "to mend: torchrun --nproc-per-node 2 …",
+        "hint: torchrun --nproc-per-node 2 …",
     ):
         pick_device()
 

@@ -139,5 +139,5 @@ def test_what_is_there_needs_no_more_room(tmp_path: Path) -> None:
 def test_a_folder_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere; a read-only disk is in faults
     why, mend = "checkpoints are to be written there; nothing was changed", "make it writable, or choose another place"
-    with complains(HostError, f"{tmp_path}: not writable", why, f"to mend: {mend} with --home DIR"):
+    with complains(HostError, f"{tmp_path}: not writable", why, f"hint: {mend} with --home DIR"):
         require_room(tmp_path / "checkpoints", 1, keep=1, saves=1)

@@ -159,13 +159,13 @@ def test_what_a_rank_does_of_a_step() -> None:
         ConfigError,
         "5 processes cannot share 12 sequences equally, which all steps are multiples of",
         "the batch must be the same however many cards learn from it",
-        "to mend: torchrun --nproc-per-node 4 …, or for a new run --set train.batch_tokens=960",
+        "hint: torchrun --nproc-per-node 4 …, or for a new run --set train.batch_tokens=960",
     ):
         share_of(5)
     with complains(
         ConfigError,
         "train.micro_batch is 6, each of 3 processes has 4 sequences of a step",
         "the batch must be the same whatever the card",
-        "to mend: choose a divisor of 4, or 0 to have it chosen",
+        "hint: choose a divisor of 4, or 0 to have it chosen",
     ):
         share_of(3, micro_batch=6)

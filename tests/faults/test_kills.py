@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import pytest
 from kills import Storm, hub_recipe, local_recipe
 from local_hub import LocalHub
 
 
+@pytest.mark.slow
 def test_killed_while_another_does_the_same(tmp_path: Path) -> None:
     storm = Storm(local_recipe(tmp_path), tmp_path, 1, {**os.environ})
     storm.rage(6)

@@ -81,6 +81,7 @@ def test_a_disk_that_fills_up_while_saving(
     assert losses(wanted) == losses(calm)
 
 
+@pytest.mark.slow
 def test_a_disk_too_small_is_found_before_step_0(
     tiny_toml: Path,
     disk: Callable[[str], Path],  # noqa: F811
@@ -121,6 +122,7 @@ def test_a_run_folder_where_nothing_can_be_written(
     assert millpond("train", tiny_toml, "--home", home, *STEPS).returncode == 0
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow(tiny_toml: Path, tmp_path: Path) -> None:
     """EFBIG, as from a quota, by the command itself."""
     prepared(tiny_toml, tmp_path)

@@ -110,6 +110,7 @@ def test_a_mixture_is_trained_and_measured(home: Home) -> None:
     assert rows(home.path)[-1]["val_loss_by_folder"].keys() == parts.keys()
 
 
+@pytest.mark.slow
 def test_killed_and_grown_and_resumed_it_is_the_same_run(home: Home, tmp_path: Path) -> None:
     calm = home._replace(path=tmp_path / "calm")
     shutil.copytree(home.path, calm.path)

@@ -245,6 +245,7 @@ def test_killed_while_the_extension_is_recorded(
     assert receipt_of(home, "receipt-000016.json")["steps"] == 16
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment(home: Path, longer: Path) -> None:
     """Three real kills, then to the end."""
     for rows in (1, 4, 8):
@@ -359,6 +360,7 @@ def test_max_hours(home: Path) -> None:
     assert receipt_of(home)["steps"] == 30
 
 
+@pytest.mark.slow
 def test_two_processes(home: Path, longer: Path) -> None:
     """torchrun: both ranks resume, and the second one learns from the first how long the run has become."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

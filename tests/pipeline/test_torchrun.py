@@ -76,6 +76,7 @@ def test_what_is_wrong_is_said_once(tiny_toml: Path, tmp_path: Path) -> None:
         assert log.count(says) == log.count("error: ") == 1, log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["torchrun", "rank 1"])
 def test_stopped_and_run_again(tiny_toml: Path, tmp_path: Path, whom: str) -> None:
     """By SIGTERM to torchrun: saved. By SIGKILL to one of the ranks: all end, and the next one goes on from before."""

@@ -40,6 +40,7 @@ def test_every_format_gives_the_same_documents(
                 assert documents(written(folder, name + suffix, pack(write(table))))[0] == expected, name + suffix
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_same_tokens_with_any_number_of_workers(
     prepare: Callable[..., Path], tmp_path: Path
 ) -> None:

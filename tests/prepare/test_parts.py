@@ -42,6 +42,7 @@ def text(i: int) -> str:
     return f"Document number {i} is about {i * i} and {i % 7} things. " * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", formats.FORMATS)
 def test_small_files_are_one_part_in_the_order_of_their_names(prepare: Prepare, tmp_path: Path, suffix: str) -> None:
     count = 1 if suffix in (".txt", ".md") else 3
@@ -187,6 +188,7 @@ def test_a_manifest_of_many_files_is_small(tmp_path: Path) -> None:
     assert len(msgspec.json.format(msgspec.json.encode(sources), indent=2)) < 4_000_000 < MAX_BYTES
 
 
+@pytest.mark.slow
 def test_thirty_thousand_parts_are_read_again(prepare: Prepare, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text(1))
     folder = prepare(tmp_path / "a.txt", tokens__val_fraction=0.0)

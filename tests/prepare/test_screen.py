@@ -114,6 +114,7 @@ def test_dedup_keeps_the_first_of_equal_documents(prepare: Prepare, repeated: li
     assert tree(prepare(*repeated, **small, tokens__workers=3, home="pool")) == tree(folder)
 
 
+@pytest.mark.slow
 def test_dedup_grown_in_steps_is_dedup_at_once(prepare: Prepare, repeated: list[Path]) -> None:
     """The documents of published parts are known from their sidecars."""
     small = {"tokens__dedup": True, "tokens__part_tokens": 10_000}

@@ -66,6 +66,7 @@ def test_real_steps_in_a_process_of_its_own(caplog: pytest.LogCaptureFixture) ->
     assert any("evaluation with" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "reason"),
     [

@@ -304,6 +304,7 @@ def test_time_that_is_up(tiny_folder: Path, tmp_path: Path, undisturbed: tuple[P
     assert results(tmp_path / "metrics.jsonl") == results(root / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_max_hours(tiny_toml: Path, tmp_path: Path) -> None:
     options = ("--name", "night", "--home", tmp_path, "--set", "train.steps=3")
     done = millpond("train", tiny_toml, *options, "--max-hours", "1e-6")
@@ -328,6 +329,7 @@ def last_step(path: Path) -> int:
     return int(found[-1]["step"]) if found else 0
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(tiny_toml: Path, tmp_path: Path) -> None:
     """The command itself, killed three times and run again. The step at which it dies is drawn anew each time."""
     options = ("--home", tmp_path, "--set", "train.steps=200", "--set", "train.checkpoint_every=20")

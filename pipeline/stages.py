@@ -163,7 +163,7 @@ class Pipeline:
             if not done:
                 counts = {"parts": len(manifest.parts), "bytes": nbytes}
                 receipt.write(path, "verify", print_, counts, time.perf_counter() - began)
-        what = "" if done else f"  {size(nbytes)}, every byte matches the manifest"
+        what = "" if done else f"  {size(nbytes)}, every byte as it was written"
         self.terminal.stage("verify", folder.name + what, done=done)
 
     def prepare(self, *, force_verify: bool = False, run: RunPaths | None = None) -> dict[Path, float]:

@@ -154,7 +154,7 @@ def test_no_word_of_the_house_is_empty() -> None:
 
 
 UNWANTED = (  # and what is said instead
-    r"\bhint\b|\bmends?\b",  # fix, repair
+    r"\bto mend\b|\bmends?\b",  # fix, repair
     r"\bgo(es|ing)? on (?!the|a)\b|\bto go on\b",  # resume, continue
     r"\bstands?\b(?! for| in\b)",  # is
     r"\blies?\b",  # is
@@ -170,12 +170,15 @@ UNWANTED = (  # and what is said instead
 
 
 def test_unwanted_words_are_nowhere() -> None:
-    """In strings, docstrings, comments and Markdown."""
+    """In strings, docstrings, comments and Markdown.
+
+    Not in card.py: the card of a folder that exists is recognised by its text.
+    """
     pattern = re.compile("|".join(UNWANTED), re.IGNORECASE)
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "shards" / "FORMAT.md", ROOT / "Makefile"]
     found = [
         f"{path.relative_to(ROOT)}:{number}: {match[0]}"
-        for path in [*pages, *(path for package in PACKAGES for path in sources(package))]
+        for path in [*pages, *(path for package in PACKAGES for path in sources(package) if path.name != "card.py")]
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if (match := pattern.search(line))
     ]

@@ -1,7 +1,10 @@
 """The README tells the truth where a test can see it: its commands parse, its links lead somewhere."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -13,7 +16,7 @@ from prepare.text.formats import COMPRESSED, FORMATS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PREPARING = (ROOT / "docs" / "preparing.md").read_text()
+PREPARING = (ROOT / "docs" / "preparing.md").read_text() + (ROOT / "docs" / "sharing.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README + PREPARING, re.DOTALL)
 
 
@@ -82,7 +85,7 @@ def test_it_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_file_map_names_every_room() -> None:
-    rows = [line.split("|") for line in (ROOT / "docs" / "house.md").read_text().splitlines() if "/` |" in line]
+    rows = [line.split("|") for line in (ROOT / "docs" / "architecture.md").read_text().splitlines() if "/` |" in line]
     said = {row[1].strip(" `/"): set(re.findall(r"`(\w+)`", row[2])) for row in rows}
     found: dict[str, set[str]] = {}
     for path in (
@@ -90,3 +93,28 @@ def test_the_file_map_names_every_room() -> None:
     ):
         found.setdefault(path.parent.relative_to(ROOT).as_posix(), set()).update({path.stem} - {"__init__"})
     assert {folder: rooms for folder, rooms in said.items() if folder != "tests"} == found
+
+
+@pytest.mark.parametrize("name", ["folder_statistics", "bigram"])
+def test_the_examples_run(tiny_folder: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py", tiny_folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_examples_load(path: Path) -> None:
+    assert load(str(path))[1].train.tokens
+
+
+def test_the_python_of_the_first_page_runs(tiny_folder: Path) -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = block.replace("data/tokens/letters-1a2b3c4d", str(tiny_folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -49,7 +49,7 @@ def _source(manifest: Manifest) -> str:
     origin = f"`{_line(corpus.name)}` ({_line(corpus.kind)})"
     if repo and commit:
         origin = f"[{repo}](https://huggingface.co/datasets/{repo}/tree/{commit}) at commit `{commit}`"
-    position = f"{manifest.placement} each document" if manifest.placement else "where it was in the source"
+    stands = f"stands {manifest.placement} each document" if manifest.placement else "stands where it stood there"
     split = f"""a document is validation when the xxh3-64 of its UTF-8 is below {manifest.val_fraction:g} * 2^64.
   The text alone decides, so the same text is validation in every corpus that is split like this."""
     if any(source.split for source in manifest.sources):
@@ -62,8 +62,8 @@ def _source(manifest: Manifest) -> str:
 Source files: {len(manifest.sources):,}; column or field: `{_line(corpus.text_column)}`. `manifest.json` has the sha256
 of every file, there and here.
 
-- **Tokenizer**: {_line(tokenizer.name)}, {tokenizer.vocab_size:,} tokens; its files are in this folder.
-  End-of-text is {tokenizer.eot}, {position}.
+- **Tokenizer**: {_line(tokenizer.name)}, {tokenizer.vocab_size:,} tokens; it lies in this folder.
+  End-of-text is {tokenizer.eot} and {stands}.
 - **Split**: {split}{kept}
 - **Fingerprint**: `{manifest.fingerprint}`
 """

@@ -52,7 +52,7 @@ def test_identities_are_frozen(kind: type[msgspec.Struct]) -> None:
         f"{kind.__name__}: a field was added to the identity, or taken from it, so that no run or token folder made "
         "before would be recognised any more. Give a new field the value that does what was done before it existed: "
         'Annotated[..., Meta(extra={"neutral": VALUE})], or NOT_IDENTITY when it cannot change the result; and keep '
-        "the old fields. See docs/house.md."
+        "the old fields. See docs/architecture.md."
     )
     assert fingerprint(found) == frozen, (
         f"{kind.__name__}: the default of a field changed. A run keeps its own value, in run.toml; but a recipe "

@@ -92,7 +92,7 @@ def test_header_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("placement", "says"), [("before", "1 before"), ("after", "2 after"), (None, "0 where it stood")]
+    ("placement", "says"), [("before", "1 before"), ("after", "2 after"), (None, "0 where it was")]
 )
 def test_where_end_of_text_stands(placement: Placement | None, says: str) -> None:
     """Each value of word 7 is in FORMAT.md's row, also that of ready tokens, whose placement is not known."""

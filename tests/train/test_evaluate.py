@@ -1,6 +1,7 @@
 """The validation loss is the mean over fixed windows, and bits per byte counts the bytes of the text."""
 
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -98,4 +99,4 @@ def test_memory_that_runs_out_is_met_with_smaller_batches(
     assert sizes == [64, 32, 16, 16, 16, 16, 16, 16, 4]
     assert (found.tokens, found.bpb) == (expected.tokens, pytest.approx(expected.bpb, rel=1e-6))
     assert found.loss == pytest.approx(expected.loss, abs=1e-6)
-    assert "evaluation: out of memory with 32 sequences at once: going on with 16" in caplog.text
+    assert re.search(r"evaluation: .*\b32\b.*\b16\b", caplog.text)

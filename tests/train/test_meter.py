@@ -93,7 +93,7 @@ def test_a_meter_that_is_lost_is_said_once(caplog: pytest.LogCaptureFixture) -> 
     for step in (1, 2):
         assert not {"watts", "energy_kwh", "cost"} & set(read(of, step))
     assert [record.getMessage() for record in caplog.records] == [
-        "the card's power cannot be read any more: Not Supported"
+        "the GPU's power can no longer be read: Not Supported"
     ]
 
 

@@ -15,6 +15,7 @@ from harness import command, millpond, results
 from training import Stopped, stop_at, trained, unheard
 
 from shards import CorruptError, OutOfTime, RefusedError
+from shards.errors import RESUME
 from train import evaluate as evaluating
 from train import loop
 from train.config import ModelConfig, OptimConfig, TrainConfig
@@ -210,8 +211,8 @@ def test_a_run_whose_best_was_measured_over_other_tokens(tiny_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        (Started, "step 0: the validation loss is not a number"),
-        (Evaluated, "step 5: a weight is not a number any more"),
+        (Started, "step 0: .*validation loss"),
+        (Evaluated, "step 5: .*weight"),
     ],
 )
 def test_a_run_that_diverges_stops_before_it_is_saved(
@@ -309,7 +310,7 @@ def test_max_hours(tiny_toml: Path, tmp_path: Path) -> None:
     options = ("--name", "night", "--home", tmp_path, "--set", "train.steps=3")
     done = millpond("train", tiny_toml, *options, "--max-hours", "1e-6")
     assert done.returncode == 75, done.stderr
-    assert "stopped: time is up: saved at step 1 of 3\nrun the same command again to go on\n" in done.stderr
+    assert "stopped: time is up: saved at step 1 of 3\n" in done.stderr
     assert millpond("train", tiny_toml, *options, "--max-hours", "1").returncode == 0
     numbers = json.loads((tmp_path / "runs" / "night" / "receipt.json").read_text())["result"]
     short, final = [row for row in read_rows(tmp_path / "runs" / "night" / "metrics.jsonl") if "val_loss" in row][-2:]
@@ -376,7 +377,7 @@ def test_a_signal_saves_and_exits(tiny_toml: Path, tmp_path: Path, signum: int, 
     step = last_step(run / "metrics.jsonl")
     assert [path.name for path in steps(run / "checkpoints")] == [f"step-{step:06}"]
     assert f"saved at step {step} of 100000" in log
-    assert "run the same command again to go on" in log
+    assert RESUME in log
 
 
 def test_a_checkpoint_of_another_version_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_few_bad_steps_are_skipped_and_told(
     assert logs[2]["grad_norm"] == 0
     assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
     assert [record.getMessage() for record in caplog.records] == [
-        f"skipped, for a loss or gradient that is no number or a spike: {steps}"
+        f"skipped (non-finite or spike): {steps}"
         for steps in (
             "step 2 (windows 4-7)",
             "step 7 (windows 24-27), step 8 (windows 28-31)",

@@ -70,8 +70,8 @@ def test_memory_that_runs_out_changes_the_micro_batch_and_not_the_step(
     assert sizes == [6] * 3 + [3] * 5 + [1] * 48
     assert loader.at == 48
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory with 6 sequences at once: going on with 3 at once, and as many in a step as before",
-        "out of memory with 3 sequences at once: going on with 1 at once, and as many in a step as before",
+        "out of memory with 6 sequences at once: continuing with 3 at once, and as many in a step as before",
+        "out of memory with 3 sequences at once: continuing with 1 at once, and as many in a step as before",
     ]
 
 

@@ -157,15 +157,15 @@ def test_what_a_rank_does_of_a_step() -> None:
     assert (found.batch_tokens, found.batch_ramp, found.steps) == (64 * 4, (64 * 2,), 10)
     with complains(
         ConfigError,
-        "5 processes cannot share 12 sequences equally, which all steps are multiples of",
-        "the batch must be the same however many cards learn from it",
-        "hint: torchrun --nproc-per-node 4 …, or for a new run --set train.batch_tokens=960",
+        "5 processes",
+        "12 sequences",
+        "--nproc-per-node 4",
+        "--set train.batch_tokens=960",
     ):
         share_of(5)
     with complains(
         ConfigError,
         "train.micro_batch is 6, each of 3 processes has 4 sequences of a step",
-        "the batch must be the same whatever the card",
         "hint: choose a divisor of 4, or 0 to have it chosen",
     ):
         share_of(3, micro_batch=6)

@@ -103,7 +103,11 @@ def _verb(path: str, command: click.Command) -> str:
         usage = " ".join(command.collect_usage_pieces(context))
         rows = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
     lines = [f"### {path}\n", f"`{path} {usage}`\n", f"{' '.join((command.help or '').split())}\n"]
-    lines += ["| option | |\n|---|---|", *(f"| `{name}` | {text} |" for name, text in rows if text), ""]
+    lines += [
+        "| option | |\n|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in rows if text and "--help" not in name),
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -99,6 +99,7 @@ def test_a_disk_too_small_is_found_before_step_0(
     assert millpond("train", tiny_toml, "--home", home, *STEPS).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_folder_where_nothing_can_be_written(
     tiny_toml: Path,
     tmp_path: Path,

@@ -78,6 +78,7 @@ def test_the_command_refuses_it_before_a_step(tiny_toml: Path, home: Path) -> No
     assert not (home / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_tokenizer(corpus_file: Path, tiny_toml: Path, home: Path, tmp_path: Path) -> None:
     assert millpond("train", tiny_toml, "--home", home, *STEPS).returncode == 0
     (ours,) = (home / "tokens").iterdir()

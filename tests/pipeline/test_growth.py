@@ -16,6 +16,7 @@ class Stopped(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_its_folder_grew(tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def millpond(verb: str, home: str, tokens: int) -> None:
         asked = [verb, str(tiny_toml), "--home", str(tmp_path / home), "--set", f"tokens.max_tokens={tokens}"]

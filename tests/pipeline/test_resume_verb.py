@@ -285,6 +285,7 @@ def test_before_its_first_checkpoint_a_run_has_no_earlier_length(toml: Path, tmp
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_made_longer_again_and_again(home: Path) -> None:
     for steps in (18, 23, 30):
         run("resume", "tiny", "--steps", steps, "--home", home)

@@ -65,6 +65,7 @@ def test_from_text_to_samples_and_again(tiny_toml: Path, tmp_path: Path) -> None
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_once(tiny_toml: Path, tmp_path: Path) -> None:
     """What both find, and what rank 0 alone finds while the other waits for it."""
     nonsense = ("--set", "train.batch_tokens=96"), "2 processes cannot share 3 sequences"

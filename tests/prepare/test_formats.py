@@ -162,7 +162,7 @@ def test_no_byte_at_all(tmp_path: Path) -> None:
     for name in ALL:
         path = written(tmp_path, name, b"")
         if name.endswith((".parquet", ".arrow")):
-            with pytest.raises(CorruptError, match="0 bytes that are not"):
+            with pytest.raises(CorruptError, match="0 bytes "):
                 documents(path)
         else:
             assert documents(path)[0] == []

@@ -66,6 +66,7 @@ def test_a_worker_that_cannot_start_shows_its_own_error(tiny_toml: Path, tmp_pat
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_shared_memory_nothing_changes(
     tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_smaller_micro_batch_compiles_once_more(counting: Counting) -> None:
     assert sorted(counting.kinds[before:]) == ["backward", "forward", "softmax"]
 
 
+@pytest.mark.slow
 def test_a_backward_graph_that_cannot_be_compiled_is_eager(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -77,6 +77,7 @@ def test_alone_there_is_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_of_a_step(tmp_path: Path) -> None:
     """While the other's reductions are under way."""
     answer = tmp_path / "answer"

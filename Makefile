@@ -49,7 +49,7 @@ status: $(millpond) ## What is there: token folders and runs
 doctor: $(millpond) ## Check Python, packages, memory, disk and GPU
 	@$(millpond) doctor
 
-test: .venv/dev ## Run the tests, every promise once (under 4 minutes)
+test: .venv/dev ## Run the tests, every promise once (six minutes on two cores)
 	@.venv/bin/python -m pytest -m "not slow"
 
 test-all: .venv/dev ## Run all tests, with kills, damage and full disks by the dozen

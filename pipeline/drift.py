@@ -17,7 +17,7 @@ from shards.manifest import MANIFEST, Manifest, SourceRecord
 from train.config import neutral_tables
 
 if TYPE_CHECKING:
-    from prepare.corpus.sources import Corpus
+    from prepare.corpus.corpus import Corpus
 
 MOST_FILES = 10  # that are named, each on a line of its own
 
@@ -29,13 +29,13 @@ def refuse_before_work(layout: Layout, run: RunPaths, recipe: Recipe) -> None:
     """
     if not run.recipe.exists():
         return
-    if given := mixture.given(layout, recipe.tokens):
+    if given := mixture.named_folders(layout, recipe.tokens):
         runs.refuse_drift(run, runs.identity_of(recipe, runs.pin(given)))
         return
     pinned, made = runs.pinned(run), config.load_run(run.recipe)
     before, now = _tables(made), _tables(recipe)
     if pinned.others:
-        before["tokens.mix"] = {one.folder: one.weight for one in pinned.each}
+        before["tokens.mix"] = {one.folder: one.weight for one in pinned.folders}
     elif made.tokens.folder or made.tokens.mix:
         now["corpus"] = {"name": _corpus(recipe)["name"]}
         before["corpus"] = {"name": pinned.folder.rpartition("-")[0]}

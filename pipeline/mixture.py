@@ -12,7 +12,7 @@ from shards.manifest import Manifest
 from train.data.order import Interleave
 
 
-def given(layout: Layout, tokens: TokensConfig) -> dict[Path, float]:
+def named_folders(layout: Layout, tokens: TokensConfig) -> dict[Path, float]:
     """What `tokens.folder` or `tokens.mix` names, each with its weight; nothing when the recipe names none.
 
     ConfigError when one is not there, or when they do not fit together.

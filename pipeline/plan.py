@@ -74,9 +74,9 @@ class Training(NamedTuple):
 def plan(pipeline: Pipeline) -> Plan:
     """Pin the corpus, read the footers it needs, and measure how fast this machine tokenizes some of it."""
     recipe = pipeline.recipe
-    if given := list(mixture.given(pipeline.layout, recipe.tokens)):
+    if given := list(mixture.named_folders(pipeline.layout, recipe.tokens)):
         return _ready(pipeline, given)
-    corpus = pipeline.fetch()
+    corpus = pipeline.pin()
     wanted = TokenRecipe(pipeline.layout, recipe, corpus)
     folder = pipeline.layout.token_folder(corpus.record.name, wanted.fingerprint)
     published = wanted.published(folder)
@@ -148,7 +148,7 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
     if not (recipe.train.tokens or recipe.train.steps):
         return None
     checks.require_trainable(pipeline.layout, recipe)
-    from train.dry_run import rehearse
+    from train.dry_run import dry_run
     from train.machine.device import device_name, pick_device, resolve_precision
     from train.micro_batch import best_fit
     from train.schedule import Ramp
@@ -162,7 +162,7 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
     fit = best_fit(model, optim, train, vocab_size, device, pipeline.layout.fits)
     most = peak(device, precision)
     val_tokens = int(plan.tokens * recipe.tokens.val_fraction)
-    found = rehearse(model, optim, train, vocab_size, device, fit, val_tokens)
+    found = dry_run(model, optim, train, vocab_size, device, fit, val_tokens)
     hours = found.seconds / 3600
     kwh = None if found.watts is None else found.watts * hours / 1000
     return Training(

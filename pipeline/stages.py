@@ -27,7 +27,7 @@ from shards.verify import verify as find_damage
 from train.machine.gpus import read_driver
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
-    from prepare.corpus.sources import Corpus
+    from prepare.corpus.corpus import Corpus
 
 
 class Pipeline:
@@ -49,7 +49,7 @@ class Pipeline:
 
             pick_device(train.device)
 
-    def fetch(self, *, force: bool = False) -> "Corpus":
+    def pin(self, *, force: bool = False) -> "Corpus":
         """The corpus's files, on disk, hashed and pinned."""
         from prepare.corpus import pin
 
@@ -67,7 +67,7 @@ class Pipeline:
         with self.locked(f"raw-{wanted.name}", path):
             sweep(raw)
             max_tokens, note = self.recipe.tokens.max_tokens, self.terminal.note
-            corpus = pin.fetch(
+            corpus = pin.pin(
                 self.recipe.corpus, raw, locks=self.layout.locks, max_tokens=max_tokens, force=force, note=note
             )
             print_ = fingerprint({"record": corpus.record, "sources": corpus.sources})
@@ -80,10 +80,10 @@ class Pipeline:
         self.terminal.stage("fetch", what if done else f"{what}, {seconds:.1f} s", done=done)
         return corpus
 
-    def download(self, corpus: "Corpus") -> None:
+    def fetch(self, corpus: "Corpus") -> None:
         """Fetch what `max_tokens` will need and is not here: all of it, or as many files as should hold so much."""
         try:
-            for i in range(corpus.wanted):
+            for i in range(corpus.needed):
                 corpus.path(i)
         finally:
             corpus.close()
@@ -155,7 +155,7 @@ class Pipeline:
                     + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
                     "training would use corrupted tokens",
                     f"copy or pull {folder.name} again"
-                    if mixture.given(self.layout, self.recipe.tokens)
+                    if mixture.named_folders(self.layout, self.recipe.tokens)
                     else f"millpond tokenize {self.config} --force",
                 )
             manifest = Manifest.read(folder)
@@ -172,13 +172,13 @@ class Pipeline:
         RefusedError, before anything is tokenized, when `run` was started on other tokens.
         """
         checks.require_preparable(self.layout, self.recipe)
-        weights = mixture.given(self.layout, self.recipe.tokens)
+        weights = mixture.named_folders(self.layout, self.recipe.tokens)
         if odd := mixture.misfit(weights):
             self.terminal.note(odd)
         for folder in weights:
             amount = mixture.share(weights, folder) + _amount(Manifest.read(folder))
             self.terminal.stage("tokenize", f"{folder.name}  {amount}", done=True)
-        weights = weights or {self.tokenize(self.fetch(), run=run): 1.0}
+        weights = weights or {self.tokenize(self.pin(), run=run): 1.0}
         for folder in weights:
             self.verify(folder, force=force_verify)
         return weights

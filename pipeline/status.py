@@ -41,7 +41,7 @@ def _trained_on(layout: Layout, run: RunPaths) -> dict[str, Any]:
     found: dict[str, Any] = {"token_folders": [], "tokens_here": False, "tokenizer": None, "vocab_size": None}
     with suppress(MillpondError):
         pinned = runs.pinned(run)
-        found |= {"token_folders": [one.folder for one in pinned.each], "tokens_here": pinned.are_in(layout)}
+        found |= {"token_folders": [one.folder for one in pinned.folders], "tokens_here": pinned.are_in(layout)}
         if record := kept_tokenizer.record_of(run):
             found |= {"tokenizer": record.name, "vocab_size": record.vocab_size}
     return found

@@ -12,10 +12,10 @@ from pipeline.home import folders
 from pipeline.home.layout import Layout
 from prepare import estimate, parts
 from prepare.config import TokensConfig
+from prepare.corpus.corpus import Corpus
 from prepare.corpus.download import Note, Remote
 from prepare.corpus.remote_file import RemoteFile
-from prepare.corpus.sources import Corpus
-from prepare.part_builder import Job
+from prepare.part_builder import FolderSpec
 from prepare.text import filters, rows
 from prepare.tokens import vocabulary
 from prepare.tokens.encode import EngineName, has_fastokens
@@ -24,7 +24,7 @@ from shards.errors import ConfigError, CorruptError
 from shards.fingerprint import fingerprint, identity
 from shards.header import token_bytes
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
-from shards.manifest import MANIFEST, Manifest, PartRecord, PlanRecord, decode, encode
+from shards.manifest import MANIFEST, CutRecord, Manifest, PartRecord, decode, encode
 from shards.tokenizer import Tokenizer
 
 FOOTERS = 8  # of files that are not here, looked at before the first is fetched; each takes two requests
@@ -39,7 +39,7 @@ class TokenRecipe:
     def __init__(self, layout: Layout, recipe: Recipe, corpus: Corpus) -> None:
         self.corpus, self.tokens, self.filters = corpus, recipe.tokens, filters.parse_filters(recipe.corpus.filters)
         self._layout, self._keep_raw = layout, recipe.corpus.keep_raw
-        self.tokenizer = vocabulary.ready(self.tokens)
+        self.tokenizer = vocabulary.existing(self.tokens)
         named = [(layout.tokens / name, Path(name).expanduser()) for name in self.tokens.forbid]
         self._forbid = tuple((ours if ours.exists() else path).absolute() for ours, path in named)
         forbidden = filters.forbidden_hashes(self._forbid)
@@ -120,11 +120,11 @@ class TokenRecipe:
         blank.encoded(folder)  # before the work, that it can be read
         return blank
 
-    def _cut(self, folder: Path, tokenizer: Tokenizer) -> PlanRecord:
+    def _cut(self, folder: Path, tokenizer: Tokenizer) -> CutRecord:
         """How the corpus is cut; kept beside the sealed parts, whose files may be gone when the next process asks."""
         path = make_folder(folder / ".parts") / "plan"
         if path.exists():
-            return decode(path.read_bytes(), PlanRecord, path)
+            return decode(path.read_bytes(), CutRecord, path)
         cut = parts.cut_by_sample(self.corpus, tokenizer, self.filters)
         publish_bytes(path, encode(cut))
         return cut
@@ -145,7 +145,7 @@ class TokenRecipe:
             place = self.corpus.glance(i) if source.has_parts else None
             if isinstance(place, Path):
                 rows.look(place, columns)
-            elif place and source.name.endswith(".parquet") and i < self.corpus.wanted:
+            elif place and source.name.endswith(".parquet") and i < self.corpus.needed:
                 remote.append((source.name, place))
         with ThreadPoolExecutor(FOOTERS) as pool:
             list(pool.map(lambda one: rows.open_parquet(Path(one[0]), columns, RemoteFile(one[1])), remote[:FOOTERS]))
@@ -154,7 +154,7 @@ class TokenRecipe:
         self, folder: Path, done: list[PartRecord], *, footers: bool, scale: int = parts.ENGLISH
     ) -> estimate.Estimate:
         """What it takes until `folder`, with the parts `done`, holds what is asked for."""
-        wanted = estimate.Wanted(
+        wanted = estimate.Target(
             folder=folder,
             done=done,
             part_tokens=self.tokens.part_tokens,
@@ -165,9 +165,9 @@ class TokenRecipe:
         )
         return estimate.estimate(self.corpus, wanted, footers=footers)
 
-    def job(self, folder: Path, manifest: Manifest, engine: EngineName) -> Job:
+    def job(self, folder: Path, manifest: Manifest, engine: EngineName) -> FolderSpec:
         """What building its parts needs to know."""
-        return Job(folder=folder, manifest=manifest, engine=engine, forbid=self._forbid)
+        return FolderSpec(folder=folder, manifest=manifest, engine=engine, forbid=self._forbid)
 
     def _train(self, note: Note) -> Tokenizer:
         note(f"training a byte-pair vocabulary of {self.tokens.vocab_size:,}")

@@ -84,7 +84,7 @@ def _resume(pipeline: Pipeline, world: World, run: RunPaths, until: float, lengt
     pinned = runs.pinned(run)
     drift.refuse_to_resume(run, pipeline.recipe, pinned)
     runs.require_tokens(pipeline.layout, run, pinned, "resume")
-    for one in pinned.each:
+    for one in pinned.folders:
         pipeline.verify(pipeline.layout.tokens / one.folder)
     with _held(pipeline, run):
         if length:
@@ -131,7 +131,7 @@ def _train(
         mirrors.training(event)
 
     with ExitStack() as held:  # until the run names them
-        for folder in sorted(one.folder for one in pinned.each):
+        for folder in sorted(one.folder for one in pinned.folders):
             held.enter_context(pipeline.locked(folder, pipeline.layout.receipt("tokenize", folder)))
         try:
             runs.require_tokens(pipeline.layout, run, pinned, "train")

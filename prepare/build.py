@@ -11,9 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 import msgspec
 
 from prepare.config import Executor
-from prepare.corpus.sources import Corpus
-from prepare.part_builder import Advance, Builder, Job, shard_paths
-from prepare.parts import Part, plan
+from prepare.corpus.corpus import Corpus
+from prepare.part_builder import Advance, Builder, FolderSpec, shard_paths
+from prepare.parts import Part, plan_parts
 from prepare.pool import open_pool
 from shards.atomic import make_folder, publish_bytes, sha256_of, sweep
 from shards.errors import CorruptError, RefusedError
@@ -22,7 +22,7 @@ from shards.sharing.card import CARD, card
 
 
 def tokenize(
-    job: Job, corpus: Corpus, max_tokens: int, workers: int, advance: Advance, *, executor: Executor = "local"
+    job: FolderSpec, corpus: Corpus, max_tokens: int, workers: int, advance: Advance, *, executor: Executor = "local"
 ) -> Manifest:
     """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
 
@@ -38,7 +38,7 @@ def tokenize(
     for source in sorted({source for record in sealed.values() for source in record.sources}):
         if _is_sealed(source, sealed):
             corpus.release(source)
-    parts = plan(corpus, job.manifest.part_tokens, sealed, job.manifest.plan or None)
+    parts = plan_parts(corpus, job.manifest.part_tokens, sealed, job.manifest.plan or None)
     hasher = Builder(job, advance) if job.manifest.dedup else None
     running: dict[Future[PartRecord], Part] = {}
     with open_pool(job, workers, executor=executor, advance=advance) as pool:
@@ -64,7 +64,7 @@ def tokenize(
     return _publish(job, corpus, list(_prefix(job.manifest, sealed, max_tokens)))
 
 
-def _check_tokenizer(job: Job) -> None:
+def _check_tokenizer(job: FolderSpec) -> None:
     """CorruptError unless the folder's tokenizer is its manifest's: more parts made with another mean other things."""
     record = job.manifest.tokenizer
     for name, sha256 in (("tokenizer.tiktoken", record.ranks_sha256), ("tokenizer.json", record.json_sha256)):
@@ -77,7 +77,7 @@ def _check_tokenizer(job: Job) -> None:
             )
 
 
-def _sealed_before(job: Job) -> dict[int, PartRecord]:
+def _sealed_before(job: FolderSpec) -> dict[int, PartRecord]:
     """The published parts, and those that a run before this one sealed and did not live to publish."""
     sealed = dict(enumerate(job.manifest.parts))
     for path in (job.folder / ".parts").glob("*.json"):
@@ -96,7 +96,7 @@ def _is_sealed(source: int, sealed: dict[int, PartRecord]) -> bool:
     return first.first == 0 and last.ends_source and last_index - first_index + 1 == len(records)
 
 
-def _confirm(job: Job, corpus: Corpus, source: int) -> None:
+def _confirm(job: FolderSpec, corpus: Corpus, source: int) -> None:
     """CorruptError, and nothing sealed is kept, unless the file is what it was when it was hashed."""
     try:
         corpus.confirm(source)
@@ -105,7 +105,7 @@ def _confirm(job: Job, corpus: Corpus, source: int) -> None:
         raise
 
 
-def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
+def _publish(job: FolderSpec, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
     """Make the folder what `chosen` says, and nothing else."""
     manifest = msgspec.structs.replace(job.manifest, parts=chosen)
     if not any(manifest.tokens(split) for split in ("train", "val")):
@@ -128,7 +128,7 @@ def _publish(job: Job, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
     return manifest
 
 
-def _write_card(job: Job, manifest: Manifest) -> None:
+def _write_card(job: FolderSpec, manifest: Manifest) -> None:
     """README.md, unless somebody wrote into the one that is there."""
     path, name = job.folder / CARD, job.folder.name
     if not path.exists() or path.read_text("utf-8") in (card(job.manifest, name), card(manifest, name)):

@@ -14,10 +14,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prepare.corpus.corpus import FILES_AHEAD, Corpus
 from prepare.corpus.download import Remote
 from prepare.corpus.remote_file import RemoteFile, transfer_rate
-from prepare.corpus.sources import FILES_AHEAD, Corpus
-from prepare.part_builder import Builder, Job
+from prepare.part_builder import Builder, FolderSpec
 from prepare.parts import BYTES_PER_TOKEN, ENGLISH, OFFSET_BYTES, SAMPLE_BYTES, Part, ranges_of, scale_of, text_bytes
 from prepare.text.documents import clean, read
 from prepare.text.formats import bytes_per_token
@@ -55,7 +55,7 @@ class _Size(NamedTuple):
     download: int
 
 
-class Wanted(NamedTuple):
+class Target(NamedTuple):
     """What is to be made: `folder`, with `done` in it, of so many tokens (0: the whole corpus), each `width` bytes.
 
     `scale` is how many bytes of text become one token, in thousandths of what English takes under GPT-2's tokenizer.
@@ -70,8 +70,8 @@ class Wanted(NamedTuple):
     scale: int
 
 
-def estimate(corpus: Corpus, wanted: Wanted, *, footers: bool) -> Estimate:
-    """What it takes until the folder is as wanted.
+def estimate(corpus: Corpus, target: Target, *, footers: bool) -> Estimate:
+    """What it takes until the folder is as target.
 
     With `footers` from those of the parquet files, two requests for each that is not here; else from sizes alone.
     """
@@ -79,23 +79,23 @@ def estimate(corpus: Corpus, wanted: Wanted, *, footers: bool) -> Estimate:
     stop = threading.Event()
     with ThreadPoolExecutor(8) as pool:
         try:
-            first = list(pool.map(lambda i: _size_of(corpus, wanted, i, footers, stop), range(corpus.wanted)))
+            first = list(pool.map(lambda i: _size_of(corpus, target, i, footers, stop), range(corpus.needed)))
         finally:
             stop.set()  # on Ctrl-C none of them is waited for
     counted = 0  # towards max_tokens
     for i, source in enumerate(corpus.sources):
-        if wanted.max_tokens and counted >= wanted.max_tokens:
+        if target.max_tokens and counted >= target.max_tokens:
             break
-        sizes.append(first[i] if i < len(first) else _size_of(corpus, wanted, i, footers, threading.Event()))
+        sizes.append(first[i] if i < len(first) else _size_of(corpus, target, i, footers, threading.Event()))
         counted += sizes[-1].tokens * (source.split != "val")
     tokens = sum(size.tokens for size in sizes)
-    if wanted.max_tokens and not corpus.sources[0].split:
-        tokens = min(tokens, wanted.max_tokens + wanted.part_tokens // 2)
-    done = sum(part.tokens for part in wanted.done)
-    sealed = sum(path.stat().st_size for path in wanted.folder.glob("*-?????.*")) if tokens > done else sys.maxsize
-    shards = max(0, int(tokens * (wanted.width + SIDECAR_BYTES_PER_TOKEN)) - sealed)
+    if target.max_tokens and not corpus.sources[0].split:
+        tokens = min(tokens, target.max_tokens + target.part_tokens // 2)
+    done = sum(part.tokens for part in target.done)
+    sealed = sum(path.stat().st_size for path in target.folder.glob("*-?????.*")) if tokens > done else sys.maxsize
+    shards = max(0, int(tokens * (target.width + SIDECAR_BYTES_PER_TOKEN)) - sealed)
     downloads = sorted(size.download for size in sizes)
-    kept = sum(downloads) if wanted.keep_raw else sum(downloads[-1 - FILES_AHEAD :])
+    kept = sum(downloads) if target.keep_raw else sum(downloads[-1 - FILES_AHEAD :])
     joined = sum(downloads[-FILES_AHEAD:])  # what several connections brought is joined by copying
     return Estimate(
         files=len(sizes),
@@ -146,7 +146,7 @@ def sample(corpus: Corpus) -> list[str]:
 
 
 def measured_scale(tokenizer: Tokenizer, texts: list[str]) -> int:
-    """How many bytes of the first MiB of `texts` become one token, as Wanted has it."""
+    """How many bytes of the first MiB of `texts` become one token, as Target has it."""
     nbytes = tokens = 0
     for text in texts:
         nbytes += len(text.encode()) + OFFSET_BYTES
@@ -194,7 +194,7 @@ def rate_of(tokenizer: Tokenizer, texts: list[str], engine: EngineName) -> float
             part_tokens=SAMPLE_TOKENS,
             parts=[],
         )
-        builder = Builder(Job(folder=folder, manifest=manifest, engine=engine), lambda _: None)
+        builder = Builder(FolderSpec(folder=folder, manifest=manifest, engine=engine), lambda _: None)
         halves = [(Piece(folder / "sample.parquet", *groups),) for groups in ((0, 1), (1, 2) if texts[1:] else (0, 1))]
         part = Part(index=0, source=0, pieces=halves[0], first=0, last=1, ends_source=True, estimated_tokens=0)
         builder.build(part)
@@ -203,10 +203,10 @@ def rate_of(tokenizer: Tokenizer, texts: list[str], engine: EngineName) -> float
         return record.tokens / (time.perf_counter() - began)
 
 
-def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: threading.Event) -> _Size:
+def _size_of(corpus: Corpus, target: Target, i: int, footers: bool, stop: threading.Event) -> _Size:
     """About how many tokens file number `i` has, and what of it is still to be fetched."""
     source, column = corpus.sources[i], corpus.record.text_column
-    done = [part for part in wanted.done if i in part.sources]
+    done = [part for part in target.done if i in part.sources]
     if done and done[-1].ends_source:
         own = [part for part in done if part.source == i]  # those of several files count with the first
         return _Size(sum(part.tokens for part in own), sum(part.counts.rows for part in own), 0)
@@ -214,7 +214,7 @@ def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: thread
         return _Size(0, 0, 0)
     place = corpus.glance(i)
     if isinstance(place, Path):
-        tokens = sum(tokens for _, _, tokens in ranges_of(place, column, wanted.part_tokens, wanted.scale))
+        tokens = sum(tokens for _, _, tokens in ranges_of(place, column, target.part_tokens, target.scale))
         rows = open_parquet(place, [column]).metadata.num_rows if place.name.endswith(".parquet") else 0
         return _Size(tokens, rows, 0)
     if source.name.endswith(TOKEN_SUFFIXES):
@@ -223,5 +223,5 @@ def _size_of(corpus: Corpus, wanted: Wanted, i: int, footers: bool, stop: thread
         metadata = open_parquet(Path(source.name), [column], RemoteFile(place, stop)).metadata
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         text = sum(text_bytes(group, column) for group in groups)
-        return _Size(int(text / BYTES_PER_TOKEN * ENGLISH / wanted.scale), metadata.num_rows, source.nbytes)
-    return _Size(int(source.nbytes / bytes_per_token(source.name) * ENGLISH / wanted.scale), 0, source.nbytes)
+        return _Size(int(text / BYTES_PER_TOKEN * ENGLISH / target.scale), metadata.num_rows, source.nbytes)
+    return _Size(int(source.nbytes / bytes_per_token(source.name) * ENGLISH / target.scale), 0, source.nbytes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prepare.parts import Part
 from prepare.text.documents import read_pieces
-from prepare.text.filters import Screen, contains, digest_of, forbidden_hashes, parse_filters
+from prepare.text.filters import HashFilter, contains, digest_of, forbidden_hashes, parse_filters
 from prepare.tokens.encode import Encoded, Encoder, EngineName
 from shards.atomic import AtomicFile, publish_bytes
 from shards.errors import CorruptError
@@ -29,7 +29,7 @@ Hashes = NDArray[np.uint64]
 BLOCK_DOCUMENTS = 1000  # of ready tokens, copied at a time
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class FolderSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What every part of a token folder has in common.
 
     `manifest` is the one to publish, its parts those published so far. `forbid`: token folders whose validation
@@ -54,7 +54,7 @@ class _Piece(NamedTuple):
 class Builder:
     """One process's encoder, and the making of one part after another with it. `advance` is told of tokens written."""
 
-    def __init__(self, job: Job, advance: Advance) -> None:
+    def __init__(self, job: FolderSpec, advance: Advance) -> None:
         self.job, self._advance = job, advance
         manifest, record = job.manifest, job.manifest.tokenizer
         self._tokenizer = Tokenizer.load(job.folder / "tokenizer.tiktoken", record.name, record.ranks_sha256)
@@ -126,11 +126,11 @@ class Builder:
         for batch in read_pieces(part.pieces, column, self._filters):
             yield batch.hashes
 
-    def _screen(self, part: Part) -> Screen | None:
+    def _hash_filter(self, part: Part) -> HashFilter | None:
         dedup = self.job.manifest.dedup
         if not dedup and not len(self._forbidden):
             return None
-        return Screen(self._forbidden, self._came_before(part) if dedup else np.empty(0, np.uint64), dedup=dedup)
+        return HashFilter(self._forbidden, self._came_before(part) if dedup else np.empty(0, np.uint64), dedup=dedup)
 
     def _came_before(self, part: Part) -> Hashes:
         """Those of the part's hashes that a part before it has, sorted. Memory holds two parts' hashes at a time."""
@@ -156,7 +156,7 @@ class Builder:
         self._encoder = self._encoder or Encoder(self._tokenizer, self.job.folder, self.job.engine)
         place = f"{part.path}, part {part.index}"
         column = manifest.corpus.text_column
-        for batch in read_pieces(part.pieces, column, self._filters, self._screen(part)):
+        for batch in read_pieces(part.pieces, column, self._filters, self._hash_filter(part)):
             encoded = self._encoder.encode(batch.texts, batch.hashes, place)
             tokens, starts = lay_out(encoded, self._tokenizer.eot, manifest.placement or "before", self._dtype)
             yield _Piece(tokens, starts, batch.hashes, batch.counts)
@@ -164,10 +164,10 @@ class Builder:
     def _ready_tokens(self, part: Part) -> Iterator[_Piece]:
         found = self._ready(part)
         hashes, ends = hash_documents(found, self._tokenizer), np.append(found.starts[1:], len(found.tokens))
-        screen = self._screen(part)
+        hash_filter = self._hash_filter(part)
         for first in range(0, len(hashes), BLOCK_DOCUMENTS):
             block = slice(first, first + BLOCK_DOCUMENTS)
-            drops = screen(hashes[block]) if screen else []
+            drops = hash_filter(hashes[block]) if hash_filter else []
             out = np.logical_or.reduce([np.zeros(len(hashes[block]), np.bool_), *(mask for _, mask in drops)])
             runs = [slice(first + a, first + b) for a, b in _runs(out) if not out[a]]
             kept = [found.tokens[found.starts[run][0] : ends[run][-1]].astype(self._dtype, copy=False) for run in runs]

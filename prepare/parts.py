@@ -11,15 +11,15 @@ from typing import Any, assert_never
 
 import msgspec
 
-from prepare.corpus.sources import Corpus
-from prepare.text.documents import Batch, read, read_pieces
+from prepare.corpus.corpus import Corpus
+from prepare.text.documents import TextBatch, read, read_pieces
 from prepare.text.filters import Filter
 from prepare.text.formats import bytes_per_token, cut_of, kind_of
 from prepare.text.rows import WHOLE, Piece, open_parquet
 from shards.header import MAX_FILE_BYTES
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.interop import token_bytes
-from shards.manifest import PartRecord, PlanRecord, SourceRecord, Split
+from shards.manifest import CutRecord, PartRecord, SourceRecord, Split
 from shards.tokenizer import Tokenizer
 
 BYTES_PER_TOKEN = 4.4  # of English under GPT-2's tokenizer; only the plan depends on it
@@ -53,8 +53,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         return self.pieces[0].path
 
 
-def plan(
-    corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | None = None, cut: PlanRecord | None = None
+def plan_parts(
+    corpus: Corpus, part_tokens: int, sealed: Mapping[int, PartRecord] | None = None, cut: CutRecord | None = None
 ) -> Iterator[Part]:
     """Every part of the corpus, in order, but those that are `sealed`, by number.
 
@@ -111,7 +111,7 @@ def joins_or_cuts(sources: Sequence[SourceRecord], part_tokens: int) -> bool:
     )
 
 
-def cut_by_sample(corpus: Corpus, tokenizer: Tokenizer, filters: Sequence[Filter] = ()) -> PlanRecord:
+def cut_by_sample(corpus: Corpus, tokenizer: Tokenizer, filters: Sequence[Filter] = ()) -> CutRecord:
     """How to cut the corpus, by how many bytes of its first MiB of text become one token."""
     column, nbytes, tokens = corpus.record.text_column, 0, 0
     packed = float(ENGLISH)
@@ -136,7 +136,7 @@ def cut_by_sample(corpus: Corpus, tokenizer: Tokenizer, filters: Sequence[Filter
             packed = ENGLISH * record.nbytes / max(1, sum(groups)) * nbytes / tokens / bytes_per_token(record.name)
         if nbytes >= SAMPLE_BYTES or cut != "never":  # another file may be large, far away, and never needed
             break
-    return PlanRecord(scale=scale_of(nbytes, tokens), packed=min(max(round(packed), 1), 10**6))
+    return CutRecord(scale=scale_of(nbytes, tokens), packed=min(max(round(packed), 1), 10**6))
 
 
 def scale_of(nbytes: int, tokens: int) -> int:
@@ -155,7 +155,7 @@ def _sampled(piece: Piece, column: str, tokenizer: Tokenizer, filters: Sequence[
     return nbytes, tokens, True
 
 
-def _run_of_small(corpus: Corpus, source: int, part_tokens: int, cut: PlanRecord) -> list[int]:
+def _run_of_small(corpus: Corpus, source: int, part_tokens: int, cut: CutRecord) -> list[int]:
     """`source` and the small files after it that are one part with it, by their sizes alone.
 
     Small is a hundredth of a part. The run ends at an eighth of one, so that several workers have something to do.
@@ -173,7 +173,7 @@ def _run_of_small(corpus: Corpus, source: int, part_tokens: int, cut: PlanRecord
     return run
 
 
-def _tokens_of(record: SourceRecord, cut: PlanRecord) -> int:
+def _tokens_of(record: SourceRecord, cut: CutRecord) -> int:
     """About how many tokens are in a file of text, from its name and size."""
     scale = cut.packed if cut_of(record.name) == "row groups" else cut.scale
     return int(ENGLISH * record.nbytes / bytes_per_token(record.name) / scale) if _is_text(record) else 0
@@ -188,9 +188,9 @@ def _is_text(record: SourceRecord) -> bool:
     return bool(kind_of(record.name))
 
 
-def read_all(corpus: Corpus, part_tokens: int, filters: Sequence[Filter] = ()) -> Iterator[Batch]:
+def read_all(corpus: Corpus, part_tokens: int, filters: Sequence[Filter] = ()) -> Iterator[TextBatch]:
     """Every document of the corpus that passes the filters, in order."""
-    for part in plan(corpus, part_tokens):
+    for part in plan_parts(corpus, part_tokens):
         yield from read_pieces(part.pieces, corpus.record.text_column, filters)
 
 

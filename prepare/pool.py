@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, assert_never
 import msgspec
 
 from prepare.config import Executor
-from prepare.part_builder import Advance, Builder, Job
+from prepare.part_builder import Advance, Builder, FolderSpec
 from prepare.parts import Part
 from shards.errors import HostError, MillpondError, converted
 from shards.manifest import PartRecord
@@ -35,7 +35,7 @@ class Pool(NamedTuple):
     poll: Callable[[], None] = lambda: None
 
 
-def open_pool(job: Job, workers: int, *, executor: Executor, advance: Advance) -> AbstractContextManager[Pool]:
+def open_pool(job: FolderSpec, workers: int, *, executor: Executor, advance: Advance) -> AbstractContextManager[Pool]:
     """A pool of `workers` processes here, or of the Ray cluster's cores. One worker is this process itself."""
     match executor:
         case "local":
@@ -47,7 +47,7 @@ def open_pool(job: Job, workers: int, *, executor: Executor, advance: Advance) -
 
 
 @contextmanager
-def _here(job: Job, advance: Advance) -> Iterator[Pool]:
+def _here(job: FolderSpec, advance: Advance) -> Iterator[Pool]:
     builder: Builder | None = None
 
     def submit(part: Part) -> "Future[PartRecord]":
@@ -61,7 +61,7 @@ def _here(job: Job, advance: Advance) -> Iterator[Pool]:
 
 
 @contextmanager
-def _processes(job: Job, workers: int, advance: Advance) -> Iterator[Pool]:
+def _processes(job: FolderSpec, workers: int, advance: Advance) -> Iterator[Pool]:
     over, come = threading.Event(), SimpleQueue[int]()
     mine, started = threading.local(), list[_Worker]()
 
@@ -97,7 +97,7 @@ class _Worker:
     There is no lock or queue that it shares with the others: one that is killed stops no other.
     """
 
-    def __init__(self, job: Job, over: threading.Event, come: "SimpleQueue[int]") -> None:
+    def __init__(self, job: FolderSpec, over: threading.Event, come: "SimpleQueue[int]") -> None:
         context = multiprocessing.get_context("spawn")
         self._over, self._come, self._killed = over, come, _killed_for_memory()
         self._pipe, theirs = context.Pipe()
@@ -171,7 +171,7 @@ class _Stopped(MillpondError):
     pass
 
 
-def _serve(pipe: "Connection[Any, Any]", job: Job) -> None:
+def _serve(pipe: "Connection[Any, Any]", job: FolderSpec) -> None:
     """The life of a worker process. Signals are the parent's to handle, and the parent's death is its own."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
@@ -209,7 +209,7 @@ def _die_with(sentinel: int) -> None:
 
 
 @contextmanager
-def _ray(job: Job, advance: Advance) -> Iterator[Pool]:
+def _ray(job: FolderSpec, advance: Advance) -> Iterator[Pool]:
     """Plain tasks on the cluster that RAY_ADDRESS names, else on one of this machine. The home folder and the source
     files must be on a file system that every node sees under the same path, and millpond be installed there."""
     try:
@@ -263,7 +263,7 @@ def _require_reachable(address: str) -> None:
 _builders: dict[str, Builder] = {}
 
 
-def _build_on_ray(job: Job, part: Part) -> PartRecord:
+def _build_on_ray(job: FolderSpec, part: Part) -> PartRecord:
     key = f"{job.folder} {job.engine}"
     if key not in _builders:
         _builders[key] = Builder(job, lambda _: None)

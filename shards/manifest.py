@@ -130,7 +130,7 @@ class CorpusRecord(_Record, frozen=True, kw_only=True):
     details: dict[str, Words]
 
 
-class PlanRecord(_Record, frozen=True, kw_only=True):
+class CutRecord(_Record, frozen=True, kw_only=True):
     """How files are cut into parts: small ones together, large ones by how many bytes a sample of the text has a token.
 
     Both in thousandths of what English has: `scale` of text, `packed` of parquet files as they are on disk. Without a
@@ -171,7 +171,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     dedup: bool = False
     forbidden: Sha256 | None = None
     part_tokens: Annotated[int, Meta(ge=1, le=2**30)]
-    plan: PlanRecord | UnsetType = UNSET
+    plan: CutRecord | UnsetType = UNSET
     parts: list[PartRecord]
 
     def __post_init__(self) -> None:

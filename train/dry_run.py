@@ -18,7 +18,7 @@ SECONDS = 30.0  # for them, or for as many micro-batches as fit in it: on a CPU 
 EVALUATION_SPEED = 3.0  # forward alone is a third of the arithmetic of forward and backward
 
 
-class Rehearsal(NamedTuple):
+class DryRun(NamedTuple):
     """What was measured, on `micro_batches` of `size` sequences of random tokens each, in `steps` whole steps.
 
     `seconds` is what the run's steps and evaluations will take, `tok_per_s` that of its steps; `watts` is the GPU's
@@ -34,7 +34,7 @@ class Rehearsal(NamedTuple):
     checkpoint_bytes: int
 
 
-def rehearse(
+def dry_run(
     model: ModelConfig,
     optim: OptimConfig,
     train: TrainConfig,
@@ -42,7 +42,7 @@ def rehearse(
     device: torch.device,
     fit: Fit,
     val_tokens: int,
-) -> Rehearsal:
+) -> DryRun:
     """Train for at most 20 steps or about 30 seconds, whichever is less. HostError when the micro-batch does not fit.
 
     Loading is left out: it is hidden behind the steps. So are compiling, samples and saves.
@@ -65,7 +65,7 @@ def rehearse(
     micro_tokens = timed.size * model.seq_len
     training = ramp.tokens / micro_tokens * timed.a_micro_batch + ramp.steps * timed.an_update
     evaluation_rate = max(fit.eval_rates.values(), default=EVALUATION_SPEED * micro_tokens / timed.a_micro_batch)
-    return Rehearsal(
+    return DryRun(
         size=timed.size,
         micro_batches=timed.micro_batches,
         steps=timed.steps,

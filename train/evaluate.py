@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.data.documents import ends_of
+from train.data.document_ends import ends_of
 from train.data.sources import OpenSources
 from train.data.windows import FolderWindows
 from train.machine.memory import is_out_of_memory

@@ -91,7 +91,7 @@ class Session:
         self.state = RunState()
         if saved := checkpoints.load_agreed(job.checkpoints, self.world):
             self.restore(saved)
-            self.meter.go_on(saved.progress.seconds, saved.progress.energy_kwh)
+            self.meter.add_earlier(saved.progress.seconds, saved.progress.energy_kwh)
         if self.world.is_first:
             nbytes = checkpoint_nbytes(self.model, self.optimizers)
             require_room(job.checkpoints, nbytes, job.train.keep_checkpoints, self._saves_left())
@@ -164,7 +164,7 @@ class Session:
             seconds=self.meter.seconds,
             energy_kwh=self.meter.kwh,
         )
-        state = checkpoints.gathered(self._parts(self.state.step))
+        state = checkpoints.gather(self._parts(self.state.step))
         return Checkpoint(progress, self.model.state_dict(), state)
 
     def restore(self, saved: Checkpoint) -> None:

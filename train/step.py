@@ -157,4 +157,4 @@ class _Together:
     """All optimizers as the one whose gradients a GradScaler divides: an overflow is one of the whole step."""
 
     def __init__(self, optimizers: Optimizers) -> None:
-        self.param_groups = [group for optimizer in optimizers.each for group in optimizer.param_groups]
+        self.param_groups = [group for optimizer in optimizers.optimizers for group in optimizer.param_groups]

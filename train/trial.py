@@ -9,7 +9,7 @@ import torch
 
 from train.config import ModelConfig, OptimConfig, TrainConfig
 from train.data.batch import Batch
-from train.data.documents import ends_of
+from train.data.document_ends import ends_of
 from train.machine.compile import compile_model, wants_compile
 from train.machine.device import autocast, loss_scaler, resolve_precision, synchronize
 from train.machine.memory import is_out_of_memory

@@ -147,7 +147,7 @@ def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> N
 def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Download, hash and pin the corpus's files."""
     pipeline = _pipeline(config, settings, home)[1]
-    pipeline.download(pipeline.fetch(force=force))
+    pipeline.fetch(pipeline.pin(force=force))
 
 
 @main.command()
@@ -158,7 +158,7 @@ def fetch(config: str, settings: tuple[str, ...], force: bool, home: Path) -> No
 def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
     """Encode the corpus into a token folder."""
     pipeline = _pipeline(config, settings, home)[1]
-    pipeline.tokenize(pipeline.fetch(), force=force)
+    pipeline.tokenize(pipeline.pin(), force=force)
 
 
 @main.command()

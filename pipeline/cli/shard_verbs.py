@@ -172,7 +172,7 @@ def push(folder: str, url: str, home: Path) -> None:
 @home
 def pull(url: str, parts: int | None, home: Path) -> None:
     """Fetch a token folder, every byte compared with its manifest; train uses it as it is."""
-    from pipeline.home.folders import held
+    from pipeline.home.folders import exclusive
     from pipeline.home.runs import checked_name
     from shards.sharing.sync import look
     from shards.sharing.sync import pull as fetch
@@ -182,7 +182,7 @@ def pull(url: str, parts: int | None, home: Path) -> None:
     manifest = look(url)
     folder = layout.token_folder(checked_name(manifest.corpus.name), manifest.fingerprint)
     make_folder(folder.parent)
-    with held(layout, folder.name):
+    with exclusive(layout, folder.name):
         fetch(url, folder, terminal().note, parts=parts)
     click.echo(f"{folder}\nto train on it: millpond train CONFIG --set tokens.folder={folder.name}")
 

@@ -15,7 +15,7 @@ from shards.manifest import MANIFEST, Manifest, Split
 from shards.reader import TokenFolder
 
 
-class Row(NamedTuple):
+class FolderSummary(NamedTuple):
     """One token folder: `state` says whether it is complete, `runs` are those that were started on it."""
 
     folder: str
@@ -53,7 +53,7 @@ def _unfinished(path: Path) -> str:
     return f"no manifest, {len(list(path.glob('*-*.bin')))} shards"
 
 
-def table(layout: Layout) -> list[Row]:
+def table(layout: Layout) -> list[FolderSummary]:
     """Every token folder under the home. What cannot be read says so in its own row."""
     used = users(layout, strict=False)
     found = [path for path in sorted(layout.tokens.glob("[!.]*")) if path.is_dir()]
@@ -103,7 +103,7 @@ def document(path: Path, split: Split, number: int) -> str:
     raise ConfigError(f"{path.name}: no document {number} in {split}", f"it has {total:,}, counted from 0", "--doc N")
 
 
-def garbage(layout: Layout) -> list[Row]:
+def garbage(layout: Layout) -> list[FolderSummary]:
     """The token folders that no run was started on. CorruptError when a run does not say which one it was."""
     used = users(layout, strict=True)
     rows = [row for row in table(layout) if row.folder not in used]
@@ -111,7 +111,7 @@ def garbage(layout: Layout) -> list[Row]:
 
 
 @contextmanager
-def held(layout: Layout, folder: str) -> Iterator[None]:
+def exclusive(layout: Layout, folder: str) -> Iterator[None]:
     """Keep all others from preparing, pulling or deleting a token folder; RefusedError when one of them is at it."""
 
     def when_held() -> None:
@@ -126,9 +126,9 @@ def held(layout: Layout, folder: str) -> Iterator[None]:
         yield
 
 
-def remove(layout: Layout, row: Row) -> None:
+def remove(layout: Layout, row: FolderSummary) -> None:
     """Delete a token folder that no run was started on. RefusedError when one was by now, or it is being worked on."""
-    with held(layout, row.folder):
+    with exclusive(layout, row.folder):
         if used := users(layout, strict=True).get(row.folder):
             raise RefusedError(f"{row.folder}: run {used[0]} was started on it", "the run could not resume without it")
         discard(layout.tokens / row.folder)
@@ -149,23 +149,23 @@ def users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
             if strict:
                 raise
             continue
-        for one in pinned.each:
+        for one in pinned.folders:
             if path.parent.name not in found.setdefault(one.folder, []):
                 found[one.folder].append(path.parent.name)
     return found
 
 
-def _row(path: Path, users: list[str]) -> Row:
+def _row(path: Path, users: list[str]) -> FolderSummary:
     nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if not (path / MANIFEST).exists():
-        return Row(path.name, _unfinished(path), 0, 0, 0, "", nbytes, users)
+        return FolderSummary(path.name, _unfinished(path), 0, 0, 0, "", nbytes, users)
     try:
         manifest = Manifest.read(path)
     except MillpondError:
-        return Row(path.name, "damaged", 0, 0, 0, "", nbytes, users)
+        return FolderSummary(path.name, "damaged", 0, 0, 0, "", nbytes, users)
     state = "complete" if manifest.complete else "grows with max_tokens"
     tokens = manifest.tokens("train"), manifest.tokens("val")
-    return Row(path.name, state, *tokens, len(manifest.parts), manifest.tokenizer.name, nbytes, users)
+    return FolderSummary(path.name, state, *tokens, len(manifest.parts), manifest.tokenizer.name, nbytes, users)
 
 
 def _lengths(folder: TokenFolder, split: Split) -> "np.ndarray[Any, np.dtype[np.int64]]":

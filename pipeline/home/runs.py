@@ -41,13 +41,13 @@ class Pinned(PinnedFolder, frozen=True, kw_only=True, forbid_unknown_fields=True
     others: tuple[PinnedFolder, ...] = ()
 
     @property
-    def each(self) -> tuple[PinnedFolder, ...]:
+    def folders(self) -> tuple[PinnedFolder, ...]:
         """All of them."""
         return (self, *self.others)
 
     def are_in(self, layout: Layout) -> bool:
         """Whether all of them are in this home."""
-        return all((layout.tokens / one.folder / MANIFEST).exists() for one in self.each)
+        return all((layout.tokens / one.folder / MANIFEST).exists() for one in self.folders)
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -168,7 +168,7 @@ def as_begun(run: RunPaths, recipe: Recipe) -> Recipe:
 
 def identity_of(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     """All that can change what the run learns. The corpus and its options are in the token folder's fingerprint."""
-    mix = {"tokens.mix": {one.folder: one.weight for one in pinned.each}}
+    mix = {"tokens.mix": {one.folder: one.weight for one in pinned.folders}}
     return {
         **(mix if pinned.others else {"token_folder": pinned.folder}),
         "model": identity(recipe.model),
@@ -212,7 +212,7 @@ def _longer(found: Sequence[Difference | str]) -> str:
 
 def require_tokens(layout: Layout, run: RunPaths, pinned: Pinned, verb: str) -> None:
     """RefusedError unless the token folders that the run was started on are in this home, and none is another one."""
-    for one in pinned.each:
+    for one in pinned.folders:
         folder = layout.tokens / one.folder
         if not (folder / MANIFEST).exists():
             tokens = config.load_run(run.recipe).tokens
@@ -244,7 +244,7 @@ def job(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> "Job":
         model=recipe.model,
         optim=recipe.optim,
         train=recipe.train,
-        sources=tuple(Source(layout.tokens / one.folder, one.parts, one.weight) for one in pinned.each),
+        sources=tuple(Source(layout.tokens / one.folder, one.parts, one.weight) for one in pinned.folders),
         checkpoints=run.checkpoints,
         metrics=run.metrics,
         samples=run.samples,

@@ -14,10 +14,10 @@ import msgspec
 
 from prepare.config import CorpusConfig
 from prepare.corpus import hub, python_docs
+from prepare.corpus.corpus import Corpus, HubCorpus, state_of
 from prepare.corpus.download import Note, matches
 from prepare.corpus.files import Found, fixed_folder, listed_files, local_files
 from prepare.corpus.repo import REPO, parse_repo
-from prepare.corpus.sources import Corpus, HubCorpus, state_of
 from prepare.text.filters import parse_filters
 from prepare.text.formats import kind_of, unknown
 from shards.atomic import make_folder, publish_bytes, read_whole, sha256_of
@@ -124,7 +124,7 @@ def _default_name(config: CorpusConfig) -> str:
     return config.repo.replace("/", "--") if config.kind == "hub" else config.kind
 
 
-def fetch(
+def pin(
     config: CorpusConfig,
     raw: Path,
     *,

@@ -14,7 +14,7 @@ _OF_A_REVISION = ("tree", "blob", "resolve", "raw")
 _OTHERS = ("models", "spaces", "buckets", "papers", "collections", "docs")
 
 
-class Place(NamedTuple):
+class RepoAddress(NamedTuple):
     """A repository, and the revision, folder or file in it that were named as well, or ""."""
 
     repo: str
@@ -23,7 +23,7 @@ class Place(NamedTuple):
     is_file: bool
 
 
-def parse_repo(given: str) -> Place:
+def parse_repo(given: str) -> RepoAddress:
     """What `given`, a recipe's corpus.repo, names. ConfigError when it is no dataset."""
     text = given.strip().removeprefix("git@").replace("hf.co:", "hf.co/", 1).removesuffix(".git")
     if text.partition("/")[0] in _hosts():
@@ -65,7 +65,7 @@ def parse_repo(given: str) -> Place:
         is_file = "." in (inside[-1] if inside else "")
     if not REPO.fullmatch(name):
         raise _no_dataset(given, "is no name of a dataset")
-    return Place(name, revision, "/".join(inside), bool(inside) and is_file)
+    return RepoAddress(name, revision, "/".join(inside), bool(inside) and is_file)
 
 
 def _hosts() -> set[str]:

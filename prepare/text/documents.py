@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from prepare.text.filters import LENGTH, Filter, Screen
+from prepare.text.filters import LENGTH, Filter, HashFilter
 from prepare.text.rows import Piece, Rows, as_list, chunks
 from shards.manifest import Counts
 from shards.tokenizer import EOT_TEXT
@@ -22,7 +22,7 @@ from shards.tokenizer import EOT_TEXT
 _SURROGATE = re.compile("[\ud800-\udfff]")  # a lone half of a UTF-16 pair, or (escaped so) a byte that is not UTF-8
 
 
-class Batch(NamedTuple):
+class TextBatch(NamedTuple):
     """At most 1,000 documents and, single documents aside, 4 MiB: `texts`, and `hashes`, the xxh3-64 of their UTF-8."""
 
     texts: list[str]
@@ -36,22 +36,22 @@ def read(
     last: int,
     text_column: str,
     filters: Sequence[Filter] = (),
-    screen: Screen | None = None,
-) -> Iterator[Batch]:
-    """The documents of a range of a file, as rows.chunks reads it, that pass the filters and then the screen."""
-    return read_pieces([Piece(path, first, last)], text_column, filters, screen)
+    hash_filter: HashFilter | None = None,
+) -> Iterator[TextBatch]:
+    """The documents of a range of a file, as rows.chunks reads it, that pass the filters and then the hash_filter."""
+    return read_pieces([Piece(path, first, last)], text_column, filters, hash_filter)
 
 
 def read_pieces(
-    pieces: Iterable[Piece], text_column: str, filters: Sequence[Filter] = (), screen: Screen | None = None
-) -> Iterator[Batch]:
+    pieces: Iterable[Piece], text_column: str, filters: Sequence[Filter] = (), hash_filter: HashFilter | None = None
+) -> Iterator[TextBatch]:
     """The documents of ranges of several files, one after another."""
     columns = [text_column, *(filter.column for filter in filters if filter.column != LENGTH)]
     for rows in chunks(pieces, columns):
-        yield clean(rows, filters, screen)
+        yield clean(rows, filters, hash_filter)
 
 
-def clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = None) -> Batch:
+def clean(rows: Rows, filters: Sequence[Filter] = (), hash_filter: HashFilter | None = None) -> TextBatch:
     """Drop what is empty or unwanted, repair what UTF-8 cannot hold, hash, and count it all."""
     (everything, utf8), others = _texts(rows[0]), iter(rows[1:])
     kept = [i for i, text in enumerate(everything) if text]
@@ -71,9 +71,9 @@ def clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = No
         repaired = np.array([before != after for before, after in zip(texts, mended, strict=True)], np.bool_)
         texts, data = mended, [text.encode() for text in mended]
     hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, data), np.uint64, len(data))
-    if screen is not None:
+    if hash_filter is not None:
         out = np.zeros(len(texts), np.bool_)
-        for reason, drops in screen(hashes):
+        for reason, drops in hash_filter(hashes):
             dropped[reason] = int(np.count_nonzero(drops))
             out |= drops
         stays = np.flatnonzero(~out)
@@ -86,7 +86,7 @@ def clean(rows: Rows, filters: Sequence[Filter] = (), screen: Screen | None = No
         literal_eot=sum("|" in text and EOT_TEXT in text for text in texts),  # one character is found far sooner
         text_bytes=sum(map(len, data)),
     )
-    return Batch(texts, hashes, counts)
+    return TextBatch(texts, hashes, counts)
 
 
 def _texts(column: Any) -> tuple[Sequence[Any], list[memoryview] | None]:

@@ -88,7 +88,7 @@ def parse_filters(texts: Iterable[str]) -> list[Filter]:
     return found
 
 
-class Screen:
+class HashFilter:
     """What is dropped by its hash: `forbidden` documents, those that came `before`, and repetitions if `dedup`.
 
     `forbidden` and `before` are sorted uint64 arrays of xxh3-64 hashes.

@@ -12,11 +12,11 @@ from prepare.text.columns import Repeated, Spelled, require_columns, values
 from prepare.text.streams import opened, refuse_stranger
 from shards.errors import CorruptError
 
-Row = tuple[Any, ...]
+Cells = tuple[Any, ...]
 BOM = "\ufeff"
 
 
-def jsonl_range(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Row]:
+def jsonl_range(path: Path, first: int, last: int, columns: Sequence[str]) -> Iterator[Cells]:
     """The lines of an uncompressed file whose first byte is in `first` to `last`."""
     refuse_stranger(path)
     with path.open("rb") as file:
@@ -29,14 +29,14 @@ def jsonl_range(path: Path, first: int, last: int, columns: Sequence[str]) -> It
             at += len(line)
 
 
-def jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def jsonl(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """One object a line."""
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             yield from _parsed(line, f"{path}: line {number}", columns)
 
 
-def json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def json_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """One array of objects, or one object a line."""
     with opened(path) as file:
         start = file.read(1 << 10)
@@ -54,7 +54,7 @@ def json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         yield values(row, f"{path}: object {number}", columns)
 
 
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Cells]:
     """Fields as they are spelled, quoted as in RFC 4180, in a tsv file too; an empty field is null.
 
     CorruptError with its line for a row that is longer or shorter than the header.
@@ -92,7 +92,7 @@ def _uneven(path: Path, line: int, found: int, expected: int) -> CorruptError:
     )
 
 
-def _parsed(line: bytes, place: str, columns: Sequence[str]) -> list[Row]:
+def _parsed(line: bytes, place: str, columns: Sequence[str]) -> list[Cells]:
     """The row of a line, or the rows: a lone carriage return can be inside no value, so it may end lines as well."""
     text = line.decode("utf-8", "surrogateescape").removeprefix(BOM)
     if not text.strip():

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from prepare.config import TokensConfig
-from prepare.text.documents import Batch
+from prepare.text.documents import TextBatch
 from shards.atomic import publish_bytes, sha256_of
 from shards.errors import ConfigError, RefusedError
 from shards.manifest import TokenizerRecord
@@ -25,7 +25,7 @@ def gpt2() -> Tokenizer:
     return Tokenizer.load(Path(__file__).with_name("gpt2.tiktoken"), "gpt2", GPT2_RANKS_SHA256)
 
 
-def ready(config: TokensConfig) -> Tokenizer | None:
+def existing(config: TokensConfig) -> Tokenizer | None:
     """The tokenizer that needs no training: GPT-2's, or the one in a file; None for "bpe".
 
     ConfigError when there is no such tokenizer.
@@ -73,7 +73,7 @@ def recipe_of(config: TokensConfig, tokenizer: Tokenizer | None) -> dict[str, st
     return {"trainer": metadata.version("tokenizers"), "text_bytes": TRAINING_BYTES}
 
 
-def train_bpe(batches: Iterable[Batch], vocab_size: int) -> Tokenizer:
+def train_bpe(batches: Iterable[TextBatch], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of `vocab_size` ids, end-of-text included, from the first 10 MiB of `batches`.
 
     Sennrich et al. 2016 over GPT-2's pre-tokenization. Deterministic: the same text gives the same ranks. RefusedError
@@ -121,7 +121,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> TokenizerRecord:
     )
 
 
-def _limited(batches: Iterable[Batch]) -> Iterator[list[str]]:
+def _limited(batches: Iterable[TextBatch]) -> Iterator[list[str]]:
     left = TRAINING_BYTES
     for batch in batches:
         yield batch.texts

@@ -20,9 +20,9 @@ from shards.errors import ConfigError, CorruptError, DiskError, NetworkError, Re
 from shards.header import HEADER_BYTES, MAX_FILE_BYTES, token_bytes
 from shards.manifest import MANIFEST, MAX_BYTES, Manifest, decode, folder_name
 from shards.reader import TokenFolder
-from shards.sharing import place as places
+from shards.sharing import storage as storages
 from shards.sharing.card import CARD, card
-from shards.sharing.place import Place, open_place
+from shards.sharing.storage import Storage, open_storage
 from shards.verify import verify
 from shards.writer import DOCS_DTYPE
 
@@ -49,14 +49,12 @@ def push(folder: Path, url: str, note: Note) -> None:
             f"{folder / finding.file}: {finding.what}", "a damaged folder is not shared", "millpond verify CONFIG"
         )
     manifest = Manifest.read(folder)
-    place = open_place(url, note, create=True)
-    there = _manifest_at(place)
+    storage = open_storage(url, note, create=True)
+    there = _manifest_at(storage)
     if there is not None:
-        _check_same(there, manifest, place.url)
+        _check_same(there, manifest, storage.url)
         if _extent(there) > _extent(manifest):
-            note(
-                f"{place.url} has {len(there.parts)} parts already, this folder {len(manifest.parts)}: nothing to send"
-            )
+            note(f"{storage.url} has {len(there.parts)} parts, this folder {len(manifest.parts)}: nothing to send")
             return
     for name, _ in manifest.files():
         if not _nbytes(folder / name):
@@ -65,10 +63,10 @@ def push(folder: Path, url: str, note: Note) -> None:
             )
     # Sidecars before their shards: so a shard that is there says that its sidecar is, too.
     files = sorted(manifest.files(), key=lambda file: file[0].endswith(".bin"))
-    todo = [(folder / name, sha256) for name, sha256 in files if not place.holds(folder / name, sha256)]
-    closing = [*_card_for(place, folder, manifest, there, note), (MANIFEST, (folder / MANIFEST).read_bytes())]
+    todo = [(folder / name, sha256) for name, sha256 in files if not storage.holds(folder / name, sha256)]
+    closing = [*_card_for(storage, folder, manifest, there, note), (MANIFEST, (folder / MANIFEST).read_bytes())]
     if there == manifest and not todo and len(closing) == 1:
-        note(f"{place.url}: already complete")
+        note(f"{storage.url}: already complete")
         return
     for path, sha256 in todo:
         found = sha256_of(path)
@@ -86,11 +84,11 @@ def push(folder: Path, url: str, note: Note) -> None:
         if _is_said(path.name):
             note(f"{path.name}  {path.stat().st_size:,} bytes  {done} of {len(files)} files")
 
-    place.send(todo, sent)
-    if (meanwhile := _manifest_at(place)) is not None:
-        _check_same(meanwhile, manifest, place.url)
-    place.publish(closing)
-    note(f"{place.url}: complete, {len(todo)} of {len(files)} files were sent")
+    storage.send(todo, sent)
+    if (meanwhile := _manifest_at(storage)) is not None:
+        _check_same(meanwhile, manifest, storage.url)
+    storage.publish(closing)
+    note(f"{storage.url}: complete, {len(todo)} of {len(files)} files were sent")
 
 
 def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Manifest:
@@ -100,14 +98,14 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     `folder` is written. NetworkError when the other side does not deliver, CorruptError when that is damaged or
     impossible, DiskError before the first shard when the disk is too small, RefusedError when something else is there.
     """
-    place = open_place(url, note)
-    whole = _needed_manifest(place)
-    wanted = _first_parts(whole, parts, place.url)
-    _check_possible(wanted, place.url)
+    storage = open_storage(url, note)
+    whole = _needed_manifest(storage)
+    wanted = _first_parts(whole, parts, storage.url)
+    _check_possible(wanted, storage.url)
     here = _manifest_here(folder, wanted)
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = dict(zip((name for name, _ in wanted.files()), pool.map(place.size, _names(wanted)), strict=True))
-        _check_sizes(wanted, sizes, place.url)
+        sizes = dict(zip((name for name, _ in wanted.files()), pool.map(storage.size, _names(wanted)), strict=True))
+        _check_sizes(wanted, sizes, storage.url)
         expected = {name: (size, sha256) for name, sha256 in wanted.files() if (size := sizes[name]) is not None}
         lies_here = pool.map(lambda name: _is_whole(folder / name, *expected[name]), expected)
         missing = [name for name, found in zip(expected, lies_here, strict=True) if not found]
@@ -123,8 +121,8 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
     with _working(folder, work):
         for stale in set(work.glob("*.part")) - set(halves.values()):
             stale.unlink()
-        _fetch_all(place, folder, {name: (halves[name], *expected[name]) for name in missing}, note)
-        for name, data in _card_from(place, folder, final, whole, here):
+        _fetch_all(storage, folder, {name: (halves[name], *expected[name]) for name in missing}, note)
+        for name, data in _card_from(storage, folder, final, whole, here):
             publish_bytes(folder / name, data)
         final.write(folder)
         shutil.rmtree(work, ignore_errors=True)
@@ -135,7 +133,7 @@ def pull(url: str, folder: Path, note: Note, *, parts: int | None = None) -> Man
 
 def look(url: str) -> Manifest:
     """The manifest of the token folder at `url`."""
-    return _needed_manifest(open_place(url))
+    return _needed_manifest(open_storage(url))
 
 
 def _is_said(name: str) -> bool:
@@ -152,21 +150,21 @@ def _names(manifest: Manifest) -> list[str]:
     return [name for name, _ in manifest.files()]
 
 
-def _manifest_at(place: Place) -> Manifest | None:
+def _manifest_at(storage: Storage) -> Manifest | None:
     """The manifest on the other side, None when there is none; CorruptError when it is not one."""
-    size = place.size(MANIFEST)
+    size = storage.size(MANIFEST)
     if size is None:
         return None
     if size > MAX_BYTES:
-        raise CorruptError(f"{place.url}/{MANIFEST}: {size:,} bytes, a manifest has at most {MAX_BYTES:,}")
-    return decode(place.read(MANIFEST, 0, size), Manifest, Path(place.url) / MANIFEST)
+        raise CorruptError(f"{storage.url}/{MANIFEST}: {size:,} bytes, a manifest has at most {MAX_BYTES:,}")
+    return decode(storage.read(MANIFEST, 0, size), Manifest, Path(storage.url) / MANIFEST)
 
 
-def _needed_manifest(place: Place) -> Manifest:
-    found = _manifest_at(place)
+def _needed_manifest(storage: Storage) -> Manifest:
+    found = _manifest_at(storage)
     if found is None:
         raise ConfigError(
-            f"{place.url}/{MANIFEST}: no such file",
+            f"{storage.url}/{MANIFEST}: no such file",
             "this is no token folder, or its push has not finished",
             "check the address and, for a private dataset, HF_TOKEN",
         )
@@ -278,10 +276,10 @@ def _working(folder: Path, work: Path) -> Iterator[None]:
         yield
 
 
-def _fetch_all(place: Place, folder: Path, files: dict[str, tuple[Path, int, str]], note: Note) -> None:
+def _fetch_all(storage: Storage, folder: Path, files: dict[str, tuple[Path, int, str]], note: Note) -> None:
     """Fetch several files at a time; the first failure ends the others at their next chunk, which they keep."""
     with ThreadPoolExecutor(THREADS) as pool:
-        running = {pool.submit(_fetch, place, folder / name, *file): name for name, file in files.items()}
+        running = {pool.submit(_fetch, storage, folder / name, *file): name for name, file in files.items()}
         try:
             for done, future in enumerate(as_completed(running), 1):
                 future.result()
@@ -289,17 +287,17 @@ def _fetch_all(place: Place, folder: Path, files: dict[str, tuple[Path, int, str
                 if _is_said(name):
                     note(f"{name}  {files[name][1]:,} bytes  {done} of {len(files)} files")
         except BaseException:
-            place.stop.set()
+            storage.stop.set()
             for future in running:
                 future.cancel()
             raise
 
 
-def _fetch(place: Place, path: Path, half: Path, nbytes: int, sha256: str) -> None:
+def _fetch(storage: Storage, path: Path, half: Path, nbytes: int, sha256: str) -> None:
     """The file at `path`, right to the byte, by way of `half`."""
     found: list[str] = []
     for _ in range(WRONG_TRIES):
-        found.append(_rest(place, path.name, half, nbytes))
+        found.append(_rest(storage, path.name, half, nbytes))
         if found[-1] == sha256:
             publish_file(half, path)
             return
@@ -307,7 +305,7 @@ def _fetch(place: Place, path: Path, half: Path, nbytes: int, sha256: str) -> No
     same = len(set(found)) == 1
     kind, cause = (CorruptError, "it is damaged there") if same else (NetworkError, "it changes on the way")
     raise kind(
-        f"{place.url}/{path.name}: {WRONG_TRIES} times the wrong bytes: got sha256 {found[-1]}, expected {sha256}",
+        f"{storage.url}/{path.name}: {WRONG_TRIES} times the wrong bytes: got sha256 {found[-1]}, expected {sha256}",
         f"{cause}; wrong bytes never become tokens",
         "remove it there and push it again from where it was made"
         if same
@@ -315,7 +313,7 @@ def _fetch(place: Place, path: Path, half: Path, nbytes: int, sha256: str) -> No
     )
 
 
-def _rest(place: Place, name: str, half: Path, nbytes: int) -> str:
+def _rest(storage: Storage, name: str, half: Path, nbytes: int) -> str:
     """Append what is missing of the file to `half`, and return the sha256 of the whole."""
     hasher = hashlib.sha256()
     try:
@@ -326,7 +324,7 @@ def _rest(place: Place, name: str, half: Path, nbytes: int) -> str:
             while chunk := file.read(1 << 20):
                 hasher.update(chunk)
             while (at := file.tell()) < nbytes:
-                chunk = place.read(name, at, min(places.CHUNK, nbytes - at))
+                chunk = storage.read(name, at, min(storages.CHUNK, nbytes - at))
                 hasher.update(chunk)
                 view = memoryview(chunk)
                 while view:
@@ -353,35 +351,35 @@ def _our_card(manifest: Manifest) -> bytes:
     return card(manifest, folder_name(manifest.corpus.name, manifest.fingerprint)).encode()
 
 
-def _readme_at(place: Place) -> bytes | None:
-    size = place.size(CARD)
-    return None if size is None or size > _README_BYTES else place.read(CARD, 0, size)
+def _readme_at(storage: Storage) -> bytes | None:
+    size = storage.size(CARD)
+    return None if size is None or size > _README_BYTES else storage.read(CARD, 0, size)
 
 
 def _card_for(
-    place: Place, folder: Path, manifest: Manifest, there: Manifest | None, note: Note
+    storage: Storage, folder: Path, manifest: Manifest, there: Manifest | None, note: Note
 ) -> list[tuple[str, bytes]]:
     """The README.md to send, none when the one there is the same or somebody's own words."""
     own = folder / CARD
     data = own.read_bytes() if _nbytes(own) else _our_card(manifest)
-    size = place.size(CARD)
+    size = storage.size(CARD)
     if size is None:
         return [(CARD, data)]
-    lies_there = _readme_at(place)
+    lies_there = _readme_at(storage)
     if lies_there == data:
         return []
     if there is not None and lies_there == _our_card(there):
         return [(CARD, data)]
-    note(f"{place.url}/{CARD} differs and is kept: change it there")
+    note(f"{storage.url}/{CARD} differs and is kept: change it there")
     return []
 
 
 def _card_from(
-    place: Place, folder: Path, final: Manifest, whole: Manifest, here: Manifest | None
+    storage: Storage, folder: Path, final: Manifest, whole: Manifest, here: Manifest | None
 ) -> list[tuple[str, bytes]]:
     """The README.md to write: the one there if it speaks of the same parts; none over somebody's own words."""
     own = folder / CARD
     if own.exists() and not (here is not None and own.read_bytes() == _our_card(here)):
         return []
-    data = _readme_at(place) if final == whole else None
+    data = _readme_at(storage) if final == whole else None
     return [(CARD, data if data is not None else _our_card(final))]

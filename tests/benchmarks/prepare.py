@@ -30,7 +30,7 @@ import psutil
 import pyarrow.parquet as pq
 import xxhash
 
-from prepare.build import Job, tokenize
+from prepare.build import FolderSpec, tokenize
 from prepare.config import CorpusConfig
 from prepare.corpus import pin
 from prepare.tokens import vocabulary
@@ -265,7 +265,7 @@ def repeated(files: list[Path], repeat: int, path: Path) -> Path:
 # The check ------------------------------------------------------------------------------------------------------------
 
 
-def job_in(corpus: pin.Corpus, folder: Path, engine: str) -> Job:
+def job_in(corpus: pin.Corpus, folder: Path, engine: str) -> FolderSpec:
     """A fresh folder that holds its tokenizer and nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -281,7 +281,7 @@ def job_in(corpus: pin.Corpus, folder: Path, engine: str) -> Job:
         complete=False,
         parts=[],
     )
-    return Job(folder=folder, manifest=manifest, engine=engine)
+    return FolderSpec(folder=folder, manifest=manifest, engine=engine)
 
 
 def check_ids(files: list[Path], folder: Path) -> int:
@@ -363,7 +363,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         home = Path(temp)
         config = CorpusConfig(kind="files", files=tuple(map(str, arguments.files)))
-        corpus = pin.fetch(config if arguments.files else CorpusConfig(name="python-docs"), home / "raw")
+        corpus = pin.pin(config if arguments.files else CorpusConfig(name="python-docs"), home / "raw")
         files = [corpus.path(i) for i in range(len(corpus.sources))]
         compare(files, arguments.repeat, arguments.rounds, home)
         if arguments.check:

@@ -278,7 +278,7 @@ class Attack:
         config = CorpusConfig(kind="hub", repo="org/web", files=("*.parquet",))
 
         def read() -> None:
-            corpus = pin.fetch(config, raw)
+            corpus = pin.pin(config, raw)
             try:
                 corpus.path(0)
             finally:

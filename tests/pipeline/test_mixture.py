@@ -88,7 +88,7 @@ def test_a_mixture_is_trained_and_measured(home: Home) -> None:
     assert [line.split(":")[0] for line in words[2:]] == [f"  {home.left}", f"  {home.right}"]
     assert run("sample", "mixed", "--tokens", 3, home=home).exit_code == 0
     pinned = runs.pinned(Layout(home.path).run("mixed"))
-    assert [(one.folder, one.weight, one.parts) for one in pinned.each] == [
+    assert [(one.folder, one.weight, one.parts) for one in pinned.folders] == [
         (name, weight, len(Manifest.read(home.path / "tokens" / name).parts))
         for name, weight in ((home.left, 0.7), (home.right, 0.3))
     ]

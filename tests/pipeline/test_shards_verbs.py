@@ -228,7 +228,7 @@ def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_fol
         "preparing, pulling and deleting a token folder exclude one another",
         "hint: wait until it has ended, then run the same command again",
     ]
-    with folders.held(Layout(home), tiny_folder.name):
+    with folders.exclusive(Layout(home), tiny_folder.name):
         with complains(RefusedError, *says):
             folders.remove(Layout(home), unused)
         assert says[0] in run(home, "gc", "--yes").output

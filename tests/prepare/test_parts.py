@@ -12,12 +12,12 @@ import pytest
 from harness import tree
 
 from prepare.config import CorpusConfig
-from prepare.corpus.pin import fetch
-from prepare.parts import WHOLE, Piece, cut_by_sample, joins_or_cuts, plan
+from prepare.corpus.pin import pin
+from prepare.parts import WHOLE, Piece, cut_by_sample, joins_or_cuts, plan_parts
 from prepare.text import formats
 from prepare.tokens.vocabulary import gpt2
 from shards import Manifest, RefusedError, TokenFolder, verify
-from shards.manifest import MAX_BYTES, PartRecord, PlanRecord, SourceRecord
+from shards.manifest import MAX_BYTES, CutRecord, PartRecord, SourceRecord
 
 Prepare = Callable[..., Path]
 WRITE: dict[str, Callable[[Path, list[str]], object]] = {
@@ -85,16 +85,16 @@ def test_a_run_ends_at_a_large_file_and_where_the_split_changes(tmp_path: Path) 
             "".join(json.dumps({"text": text(j)}) + "\n" for j in range(300 if i == 3 else 2))
         )
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/*.jsonl",), val_files=(f"{tmp_path}/1.jsonl",))
-    corpus = fetch(config, tmp_path)
-    cut = PlanRecord(scale=1000, packed=1000)
-    parts = list(plan(corpus, 10_000, cut=cut))
+    corpus = pin(config, tmp_path)
+    cut = CutRecord(scale=1000, packed=1000)
+    parts = list(plan_parts(corpus, 10_000, cut=cut))
     names = [[piece.path.stem for piece in part.pieces] for part in parts]
     assert names[:2] == [["1"], ["0", "2"]] and names[-1] == ["4", "5"]
     assert names[2:-1] and {tuple(each) for each in names[2:-1]} == {("3",)}
     assert [part.index for part in parts] == list(range(len(parts)))
     assert parts[1].pieces == (Piece(tmp_path / "0.jsonl", 0, WHOLE), Piece(tmp_path / "2.jsonl", 0, WHOLE))
     sealed = {1: sealed_record(parts[1].source, parts[1].last_source)}
-    assert [part.index for part in plan(corpus, 10_000, sealed, cut)] == [0, *range(2, len(parts))]
+    assert [part.index for part in plan_parts(corpus, 10_000, sealed, cut)] == [0, *range(2, len(parts))]
 
 
 def sealed_record(source: int, last_source: int | None) -> PartRecord:
@@ -140,7 +140,7 @@ def test_the_sample_is_bounded(tmp_path: Path) -> None:
     """A word of a million letters is no trap, and a file that is not needed is not looked at."""
     (tmp_path / "a.txt").write_text("a" * 3_000_000)
     (tmp_path / "b.txt").write_text("b")
-    corpus = fetch(CorpusConfig(kind="files", files=(f"{tmp_path}/*.txt",)), tmp_path)
+    corpus = pin(CorpusConfig(kind="files", files=(f"{tmp_path}/*.txt",)), tmp_path)
     (tmp_path / "b.txt").unlink()
     assert cut_by_sample(corpus, gpt2()).scale > 0
 

@@ -98,7 +98,7 @@ def test_a_dataset_without_an_owner_is_pinned_and_read_again(tmp_path: Path, mon
     monkeypatch.setattr(hub, "listing", lambda *_: listing)
     config = CorpusConfig(kind="hub", repo=f"{HUB}/gsm8k", files=("data/*.jsonl",))
     for force in (False, False, True):
-        corpus = pin.fetch(config, tmp_path / "raw", force=force)
+        corpus = pin.pin(config, tmp_path / "raw", force=force)
         assert corpus.record.details == {"repo": "gsm8k", "commit": commit} and corpus.sources == [file]
         corpus.close()
 
@@ -108,5 +108,5 @@ def test_a_lock_that_could_not_be_read_again_is_not_written(tmp_path: Path, monk
     monkeypatch.setattr(hub, "listing", lambda *_: hub.Repository("no commit", "", {file.name: file}))
     config = CorpusConfig(kind="hub", repo="me/set", files=("*.jsonl",))
     with pytest.raises(CorruptError, match=r"lock\.json: pins what cannot be: "):
-        pin.fetch(config, tmp_path / "raw")
+        pin.pin(config, tmp_path / "raw")
     assert not (tmp_path / "raw" / "lock.json").exists()

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from prepare.text.documents import Batch, clean
+from prepare.text.documents import TextBatch, clean
 from prepare.tokens import vocabulary
 from prepare.tokens.encode import FastokensEngine, TiktokenEngine
 from shards import CorruptError, RefusedError, Tokenizer
@@ -36,7 +36,7 @@ def tokenizer(request: pytest.FixtureRequest, texts: list[str]) -> Tokenizer:
     return vocabulary.train_bpe(batches(texts), 1000)
 
 
-def batches(texts: list[str]) -> list[Batch]:
+def batches(texts: list[str]) -> list[TextBatch]:
     return [clean((texts,))]
 
 

@@ -228,6 +228,6 @@ def talk(world: World) -> dict[str, Any]:
         "calls": calls,
         "most": world.most(7 if world.rank else 0),
         "sum": world.sum(0.1, world.rank),
-        "gathered": [found.tolist() for found in world.gathered(torch.tensor([world.rank, 9]))],
+        "gathered": [found.tolist() for found in world.gather(torch.tensor([world.rank, 9]))],
         "average": [tensor.tolist() for tensor in tensors],
     }

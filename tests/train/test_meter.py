@@ -106,7 +106,7 @@ def test_no_card_of_that_name() -> None:
 def test_a_row_with_energy_and_cost_over_a_restart() -> None:
     nvml = NVML()
     of = meter(power_of(nvml), price=0.5)
-    of.go_on(3600.0, 2.0)
+    of.add_earlier(3600.0, 2.0)
     nvml.millijoules += 3_600_000_000
     row = read(of)
     assert (row["energy_kwh"], row["cost"]) == (3.0, 1.5)

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from train.config import ModelConfig, OptimConfig
 from train.data.batch import Batch
-from train.data.documents import of_rows
+from train.data.document_ends import of_rows
 from train.state.guard import Guard
 from train.step import StepResult
 

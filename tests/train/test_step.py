@@ -11,7 +11,7 @@ from shards import HostError
 from train.config import ModelConfig, OptimConfig
 from train.machine.compile import compile_model
 from train.model.gpt import Model
-from train.state.checkpoint import gathered, scatter
+from train.state.checkpoint import gather, scatter
 from train.step import Stepper, StepResult
 
 
@@ -144,7 +144,7 @@ def test_the_scaler_comes_back() -> None:
     learn(before, Fixed(4), 5)
     after = stepper(scaler=torch.amp.GradScaler("cpu"))
     parts = {"scaler": before, "guard": before.guard}
-    saved = {name: value.clone() for name, value in gathered(parts).items()}
+    saved = {name: value.clone() for name, value in gather(parts).items()}
     scatter(saved, {"guard": after.guard, "scaler": after})
     assert "scaler" in saved
     assert after.counts() == before.counts() == {"skipped_steps": 2, "skipped_spikes": 0, "loss_scale": 256.0}

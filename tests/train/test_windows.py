@@ -14,7 +14,7 @@ from streams import counting_stream
 from shards import ConfigError, CorruptError, RefusedError, Shard, ShardWriter, TokenFolder, TokenStream
 from shards.header import Placement
 from shards.writer import sidecar_of
-from train.data.documents import ends_of
+from train.data.document_ends import ends_of
 from train.data.loader import TokenLoader
 from train.data.order import Interleave, OrderName, WindowOrder
 from train.data.windows import FolderWindows, Mixture, position_of

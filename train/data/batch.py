@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 
-from train.data.documents import of_rows
+from train.data.document_ends import of_rows
 
 
 class Batch(NamedTuple):
     """`inputs` and `targets`, each (B, T) int64 on the device; targets are the inputs one token later.
 
-    `documents` says where documents end, as documents.py has it: (pieces + 1,) int32 on the device.
+    `documents` says where documents end, as document_ends.py has it: (pieces + 1,) int32 on the device.
     """
 
     inputs: torch.Tensor

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.data.batch import Batch
-from train.data.documents import ends_of
+from train.data.document_ends import ends_of
 from train.data.staging import CudaSlot, SideStream, Slot
 from train.data.windows import LoaderState, Windows
 

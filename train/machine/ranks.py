@@ -93,7 +93,7 @@ class World:
         self._from_first(sent)
         return msgspec.json.decode(sent.numpy().tobytes(), type=kind)
 
-    def gathered(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
+    def gather(self, tensor: "torch.Tensor") -> "list[torch.Tensor]":
         """Everyone's `tensor`, by rank, each of the same shape and on the CPU."""
         if self.size == 1:
             return [tensor]

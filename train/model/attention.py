@@ -1,4 +1,4 @@
-"""Causal attention that does not look past the documents in a window, as data/documents.py says where they end."""
+"""Causal attention that does not look past the documents in a window, as data/document_ends.py says where they end."""
 
 import inspect
 from collections.abc import Callable

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         self.k_norm = nn.Identity() if gpt2 else norm(config, head_width)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D). `seen` is what documents.attended made, or None."""
+        """(B, T, D) -> (B, T, D). `seen` is what attention.attended made, or None."""
         B, T, D = x.shape
         q, k, v = (each.view(B, T, self.n_head, -1) for each in self._projected(x))  # (B, T, H, K)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -151,7 +151,7 @@ class Model(nn.Module):
                 assert_never(config.init)
 
     def hidden(self, ids: Tensor, seen: Tensor | None = None) -> Tensor:
-        """(B, T) int64 -> (B, T, D): what the head reads. `seen` is what documents.attended made, or None."""
+        """(B, T) int64 -> (B, T, D): what the head reads. `seen` is what attention.attended made, or None."""
         T = ids.shape[1]
         assert self.config.seq_len >= T
         x = self.embed(ids)
@@ -176,7 +176,7 @@ class Model(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """(B, T) int64 -> (B, T, V) logits. With `documents`, as data/documents.py has it, none looks into another."""
+        """(B, T) int64 -> (B, T, V) logits. `documents` (data/document_ends.py): none looks into another."""
         return F.linear(self.hidden(ids, self._seen(ids, documents)), self._table)[..., : self.vocab_size]
 
     def loss(self, inputs: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:

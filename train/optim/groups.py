@@ -33,7 +33,7 @@ class Optimizers:
         ]
         if not muon:
             adamw.append({"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay})
-        self.each: list[torch.optim.Optimizer] = [
+        self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
                 [group for group in adamw if group["params"]],
                 betas=(config.beta1, config.beta2),
@@ -42,13 +42,13 @@ class Optimizers:
             )
         ]
         if muon:
-            self.each.append(Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
-        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.each]
+            self.optimizers.append(Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def schedule(self, step: int, steps: int) -> float:
         """Set rates and momentum for `step` (0-based) of `steps`; returns the rate of `optim.lr`."""
         factor = lr_factor(self.config, step, steps)
-        for optimizer, peaks in zip(self.each, self._peaks, strict=True):
+        for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
                 if isinstance(optimizer, Muon):
@@ -63,7 +63,7 @@ class Optimizers:
         if ok is not None and ok.device.type not in ("cpu", "cuda") and not ok.item():
             self.zero_grad()  # Apple's GPU: its fused AdamW knows no found_inf, so there the host waits to hear it
             return
-        for optimizer in self.each:
+        for optimizer in self.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.step(ok=ok)
             else:
@@ -73,25 +73,25 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for optimizer in self.each:
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """See checkpoint.Stateful; named `optimizer.parameter.what`. Rates follow from the step and are not in it."""
         return {
             f"{i}.{parameter}.{what}": value
-            for i, optimizer in enumerate(self.each)
+            for i, optimizer in enumerate(self.optimizers)
             for parameter, state in optimizer.state_dict()["state"].items()
             for what, value in state.items()
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See checkpoint.Stateful."""
-        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.each]
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         for name, value in state.items():
             i, parameter, what = name.split(".")
             states[int(i)].setdefault(int(parameter), {})[what] = value
-        for optimizer, own in zip(self.each, states, strict=True):
+        for optimizer, own in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

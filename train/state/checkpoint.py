@@ -68,13 +68,13 @@ class Stateful(Protocol):
         """Take over what `state()` gave."""
 
 
-def gathered(parts: Mapping[str, Stateful]) -> dict[str, torch.Tensor]:
+def gather(parts: Mapping[str, Stateful]) -> dict[str, torch.Tensor]:
     """The tensors of all parts, named `part.name`; of the one part whose name is "", as it names them."""
     return {_joined(part, name): value for part, each in parts.items() for name, value in each.state().items()}
 
 
 def scatter(state: Mapping[str, torch.Tensor], parts: Mapping[str, Stateful]) -> None:
-    """Give each part what `gathered` took from it, in any order. KeyError for a tensor that is missing."""
+    """Give each part what `gather` took from it, in any order. KeyError for a tensor that is missing."""
     own: dict[str, dict[str, torch.Tensor]] = {part: {} for part in parts}
     for name, value in state.items():
         part = name.partition(".")[0]

@@ -26,7 +26,7 @@ class Generators:
         return {
             _name(kind, rank): found
             for kind, state in states.items()
-            for rank, found in enumerate(self._world.gathered(state))
+            for rank, found in enumerate(self._world.gather(state))
         }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:

@@ -85,7 +85,7 @@ class Saver:
 def checkpoint_nbytes(model: Model, optimizers: Optimizers) -> int:
     """The bytes of a checkpoint: the weights, and what the optimizers keep for each. AdamW two moments, Muon one."""
     nbytes: int = sum(tensor.nbytes for tensor in model.state_dict().values())
-    for optimizer in optimizers.each:
+    for optimizer in optimizers.optimizers:
         moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
         nbytes += moments * sum(weight.nbytes for group in optimizer.param_groups for weight in group["params"])
     return nbytes

@@ -55,7 +55,7 @@ class Meter:
         self._seconds_before = self._kwh_before = self._paused = 0.0
         self._most_memory = 0
 
-    def go_on(self, seconds: float, kwh: float) -> None:
+    def add_earlier(self, seconds: float, kwh: float) -> None:
         """Add to what was spent before the restart."""
         self._seconds_before, self._kwh_before = seconds, kwh
 

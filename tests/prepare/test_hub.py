@@ -27,7 +27,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 
 def pinned(folder: Path, files: str = "data/*.jsonl", val_files: tuple[str, ...] = ()) -> list[str]:
     config = CorpusConfig(kind="hub", repo="me/set", files=(files,), val_files=val_files)
-    corpus = pin.fetch(config, folder / "raw")
+    corpus = pin.pin(config, folder / "raw")
     corpus.close()
     return [source.name for source in corpus.sources]
 
@@ -87,7 +87,7 @@ def test_a_name_that_the_lock_cannot_hold_is_not_pinned(hub: LocalHub, tmp_path:
 
 def local(*patterns: str) -> MillpondError:
     with pytest.raises(ConfigError) as caught:
-        pin.fetch(CorpusConfig(kind="files", files=patterns), Path("raw"))
+        pin.pin(CorpusConfig(kind="files", files=patterns), Path("raw"))
     return caught.value
 
 
@@ -129,7 +129,7 @@ def test_patterns_with_spaces_are_told_apart(hub: LocalHub, tmp_path: Path) -> N
     assert pinned(tmp_path, "a b.txt") == ["a b.txt"]
     both = CorpusConfig(kind="hub", repo="me/set", files=("a", "b.txt"))
     with pytest.raises(RefusedError, match="pinned with another files"):
-        pin.fetch(both, tmp_path / "raw")
+        pin.pin(both, tmp_path / "raw")
     text = lock.read_text()
     lock.write_text(text.replace(r'"[\"a b.txt\"]"', '"a b.txt"'))  # as earlier versions spelled it
     assert lock.read_text() != text

@@ -16,7 +16,7 @@ from torch import Tensor
 from shards import TokenFolder
 from train.config import ModelConfig, OptimConfig
 from train.data.batch import Batch
-from train.data.documents import ends_of, of_rows
+from train.data.document_ends import ends_of, of_rows
 from train.data.windows import FolderWindows
 from train.evaluate import evaluate
 from train.machine.compile import compile_model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.config import ModelConfig
-from train.data.documents import ends_of
+from train.data.document_ends import ends_of
 from train.machine.compile import OrEager, compile_model
 from train.machine.device import autocast
 from train.model.attention import attend, attended

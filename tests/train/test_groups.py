@@ -23,7 +23,7 @@ def names_of(model: Model, optimizer: torch.optim.Optimizer, **wanted: float) ->
 
 def test_adamw_decays_matrices_and_nothing_else() -> None:
     model = Model(ModelConfig(family="gpt2", tied=False, **SIZES), 100)
-    (adamw,) = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1)).each
+    (adamw,) = Optimizers(model, OptimConfig(name="adamw", lr=1e-3, weight_decay=0.1)).optimizers
     decayed, kept = names_of(model, adamw, weight_decay=0.1), names_of(model, adamw, weight_decay=0.0)
     assert decayed | kept == {name for name, _ in model.named_parameters()}
     assert decayed == {
@@ -34,7 +34,7 @@ def test_adamw_decays_matrices_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_everything_decays_when_it_is_asked_to(name: str) -> None:
     model = Model(ModelConfig(family="gpt2", tied=False, **SIZES), 100)
-    each = Optimizers(model, OptimConfig(name=name, weight_decay=0.1, decay="all")).each
+    each = Optimizers(model, OptimConfig(name=name, weight_decay=0.1, decay="all")).optimizers
     decayed = set.union(*(names_of(model, optimizer, weight_decay=0.1) for optimizer in each))
     assert decayed == {name for name, _ in model.named_parameters()}
 
@@ -42,7 +42,7 @@ def test_everything_decays_when_it_is_asked_to(name: str) -> None:
 def test_muon_takes_the_matrices_of_the_blocks() -> None:
     model = Model(ModelConfig(family="modern", **SIZES), 100)
     config = OptimConfig(name="muon")
-    adamw, muon = Optimizers(model, config).each
+    adamw, muon = Optimizers(model, config).optimizers
     assert names_of(model, muon) == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2}
     assert names_of(model, adamw, lr=config.embed_lr) == {"embed.weight"}
     assert names_of(model, adamw, lr=config.head_lr) == {"head.weight"}
@@ -62,7 +62,7 @@ def test_schedule_sets_every_group() -> None:
     config = OptimConfig(warmup_steps=9)
     optimizers = Optimizers(model, config)
     assert optimizers.schedule(4, 100) == pytest.approx(config.lr / 2)
-    adamw, muon = optimizers.each
+    adamw, muon = optimizers.optimizers
     assert muon.param_groups[0]["momentum"] == momentum(config, 4)
     rates = sorted(group["lr"] for group in adamw.param_groups)
     assert rates == pytest.approx(sorted([config.embed_lr / 2, config.head_lr / 2, config.norm_lr / 2]))

@@ -53,7 +53,7 @@ class Corpus:
         self, record: CorpusRecord, sources: list[SourceRecord], paths: list[Path], states: list[FileState | None]
     ) -> None:
         self.record, self.sources = record, sources
-        self.wanted = len(sources)  # files, from the first on, that should be enough
+        self.needed = len(sources)  # files, from the first on, that should be enough
         self._paths = paths
         self._states = states
 
@@ -98,8 +98,8 @@ class HubCorpus(Corpus):
         super().__init__(record, sources, [raw / source.name for source in sources], [])
         self._raw, self._locks, self._keep, self._note = raw, locks, keep, note
         tokens = np.cumsum([source.nbytes / _bytes_per_token(source.name) for source in sources])
-        self.wanted = min(len(sources), 1 + int(np.searchsorted(tokens, max_tokens or sys.maxsize)))
-        self._progress = Progress(sum(source.nbytes for source in sources[: self.wanted]), note)
+        self.needed = min(len(sources), 1 + int(np.searchsorted(tokens, max_tokens or sys.maxsize)))
+        self._progress = Progress(sum(source.nbytes for source in sources[: self.needed]), note)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(FILES_AHEAD)
         self._fetched: dict[int, Future[Path]] = {}
@@ -115,7 +115,7 @@ class HubCorpus(Corpus):
         if index is not None:
             self._start(index).result()
         found = self._start(i)
-        for ahead in range(i + 1, min(i + 1 + FILES_AHEAD, self.wanted)):
+        for ahead in range(i + 1, min(i + 1 + FILES_AHEAD, self.needed)):
             if ahead not in self._released:
                 self._start(ahead)
         return found.result()

@@ -9,7 +9,7 @@ from harness import complains
 from prepare.config import CorpusConfig
 from prepare.corpus import pin, python_docs
 from prepare.corpus.python_docs import Package, docstrings
-from prepare.parts import plan
+from prepare.parts import plan_parts
 from shards import ConfigError, CorruptError
 
 
@@ -21,7 +21,7 @@ def test_local_files_are_named_from_their_common_folder_and_sorted(tmp_path: Pat
     for name in ("b/2.txt", "a/9.txt", "b/10.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    corpus = pin.fetch(files(f"{tmp_path}/b/*.txt", f"{tmp_path}/a/9.txt", f"{tmp_path}/**/9.txt"), tmp_path)
+    corpus = pin.pin(files(f"{tmp_path}/b/*.txt", f"{tmp_path}/a/9.txt", f"{tmp_path}/**/9.txt"), tmp_path)
     assert [source.name for source in corpus.sources] == ["a/9.txt", "b/10.txt", "b/2.txt"]
     assert [corpus.path(i).read_text() for i in range(3)] == ["a/9.txt", "b/10.txt", "b/2.txt"]
 
@@ -32,7 +32,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         f"corpus.files: no file matches '{tmp_path}/none*.parquet'",
         "hint: check the path",
     ):
-        pin.fetch(files(f"{tmp_path}/none*.parquet"), tmp_path)
+        pin.pin(files(f"{tmp_path}/none*.parquet"), tmp_path)
 
 
 def test_a_missing_validation_file_is_blamed_on_its_own_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_a_missing_validation_file_is_blamed_on_its_own_field(tmp_path: Path, mo
         f"corpus.val_files: no file matches 'heldout.txt' (looked from {tmp_path})",
         "hint: did you mean held-out.txt",
     ):
-        pin.fetch(config, tmp_path)
+        pin.pin(config, tmp_path)
 
 
 def test_a_folder_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_folder_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("none", r"none is a folder without files that can be read"),
     ):
         with pytest.raises(ConfigError, match=hint):
-            pin.fetch(files(pattern), tmp_path)
+            pin.pin(files(pattern), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_validation_is_never_trained_on(tmp_path: Path, monkeypatch: pytest.Monk
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/data/*.txt",), val_files=(val,))
     if val == "held-out":  # a link without a suffix says nothing of the format
         with pytest.raises(ConfigError, match="held-out: unknown kind of file"):
-            pin.fetch(config, tmp_path)
+            pin.pin(config, tmp_path)
         return
-    corpus = pin.fetch(config, tmp_path)
+    corpus = pin.pin(config, tmp_path)
     found = [(corpus.path(i).read_text(), source.split) for i, source in enumerate(corpus.sources)]
     assert found == [("text of val.txt", "val"), ("text of a.txt", "train"), ("text of b.txt", "train")]
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_reached_again_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "texts" / "b.txt").symlink_to("deep/a.txt")
     (tmp_path / "texts" / "deep" / "up").symlink_to("..", target_is_directory=True)  # a circle
     said: list[str] = []
-    corpus = pin.fetch(files(f"{tmp_path}/**/*.txt", f"{tmp_path}/texts/*.txt"), tmp_path, note=said.append)
+    corpus = pin.pin(files(f"{tmp_path}/**/*.txt", f"{tmp_path}/texts/*.txt"), tmp_path, note=said.append)
     assert [source.name for source in corpus.sources] == ["deep/a.txt", "hard.txt"]
     assert said == [f"2 more paths lead to files that are read once: {tmp_path}/texts/b.txt, ..."]
 
@@ -101,18 +101,18 @@ def test_all_of_it_validation(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/*.txt",), val_files=(f"{tmp_path}/a.txt",))
     with pytest.raises(ConfigError, match=r"every file is among corpus\.val_files too"):
-        pin.fetch(config, tmp_path)
+        pin.pin(config, tmp_path)
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "gone.txt").symlink_to("missing")
     with pytest.raises(ConfigError, match=r"gone\.txt: is a link that leads nowhere"):
-        pin.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
+        pin.pin(files(f"{tmp_path}/*.txt"), tmp_path)
     (tmp_path / "gone.txt").unlink()
     (tmp_path / "loop.txt").symlink_to("loop.txt")
     with pytest.raises(ConfigError, match=r"loop\.txt: is a link that leads in a circle"):
-        pin.fetch(files(f"{tmp_path}/*.txt"), tmp_path)
+        pin.pin(files(f"{tmp_path}/*.txt"), tmp_path)
 
 
 def test_a_named_corpus_is_taken_whole() -> None:
@@ -124,19 +124,19 @@ def test_a_named_corpus_is_taken_whole() -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("a,b")
     with pytest.raises(ConfigError, match=r"a\.doc: unknown kind of file\ntext is read from \.parquet, \.jsonl, "):
-        pin.fetch(files(f"{tmp_path}/a.doc"), tmp_path)
+        pin.pin(files(f"{tmp_path}/a.doc"), tmp_path)
 
 
 def test_text_beside_tokens(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.bin").write_bytes(b"\1\0")
     with pytest.raises(ConfigError, match=r"some files are text and some are tokens, as b\.bin is"):
-        pin.fetch(files(f"{tmp_path}/*"), tmp_path)
+        pin.pin(files(f"{tmp_path}/*"), tmp_path)
 
 
 def test_no_files_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"corpus\.files is empty"):
-        pin.fetch(files(), tmp_path)
+        pin.pin(files(), tmp_path)
 
 
 def test_an_unknown_name() -> None:
@@ -205,17 +205,17 @@ def test_python_docs_are_pinned_until_forced(tmp_path: Path, monkeypatch: pytest
     packages = {"a": Package("1.0", [module], "Description of a. " * 20)}
     monkeypatch.setattr(python_docs, "installed", lambda: packages)
     config = CorpusConfig(name="python-docs")
-    first = pin.fetch(config, tmp_path / "raw")
+    first = pin.pin(config, tmp_path / "raw")
     assert first.path(0).exists()
     assert first.record.details == {"a": "1.0"}
     packages["b"] = Package("2.0", [], "Description of b. " * 20)
-    again = pin.fetch(config, tmp_path / "raw")
+    again = pin.pin(config, tmp_path / "raw")
     assert (again.record, again.sources) == (first.record, first.sources)
-    assert pin.fetch(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
+    assert pin.pin(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
     path = tmp_path / "raw" / "python-docs.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(CorruptError, match=r"python-docs\.parquet: is not the [\d,]+ bytes with sha256:[0-9a-f]{64}"):
-        pin.fetch(config, tmp_path / "raw")
+        pin.pin(config, tmp_path / "raw")
 
 
 def test_what_is_installed_is_named_with_its_version() -> None:
@@ -237,14 +237,14 @@ def test_the_plan_covers_every_row_group_once(tmp_path: Path) -> None:
             row_group_size=70,
             use_dictionary=False,
         )
-    corpus = pin.fetch(files(f"{tmp_path}/*.parquet"), tmp_path)
+    corpus = pin.pin(files(f"{tmp_path}/*.parquet"), tmp_path)
     for part_tokens in (1_000, 30_000, 10_000_000):
-        parts = list(plan(corpus, part_tokens))
+        parts = list(plan_parts(corpus, part_tokens))
         last_of = {part.source: part.index for part in parts}
         assert [part.index for part in parts if part.ends_source] == list(last_of.values())
         assert [part.index for part in parts] == list(range(len(parts)))
         for source in (0, 1):
             covered = [g for part in parts if part.source == source for g in range(part.first, part.last)]
             assert covered == list(range(15))
-    assert len(list(plan(corpus, 1_000))) == 30
-    assert len(list(plan(corpus, 10_000_000))) == 2
+    assert len(list(plan_parts(corpus, 1_000))) == 30
+    assert len(list(plan_parts(corpus, 10_000_000))) == 2

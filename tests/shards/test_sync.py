@@ -19,7 +19,7 @@ from local_hub import Fault, LocalHub
 
 from shards import CorruptError, Manifest, NetworkError, RefusedError, TokenFolder, verify
 from shards.manifest import folder_name
-from shards.sharing import place as places
+from shards.sharing import storage as storages
 from shards.sharing.card import card
 from shards.sharing.sync import pull, push
 
@@ -41,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(places, "BACKOFF", 0.001)
+    monkeypatch.setattr(storages, "BACKOFF", 0.001)
     yield
     fsspec.filesystem("memory").store.clear()
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
@@ -101,8 +101,8 @@ def test_a_folder_in_a_dataset_at_a_commit(hub: LocalHub, tiny_folder: Path, sma
 def test_a_hub_that_never_answers_is_not_waited_for(
     hub: LocalHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "COMMIT_SECONDS", 0.2)
-    monkeypatch.setattr(places, "NOTE_SECONDS", 0.1)
+    monkeypatch.setattr(storages, "COMMIT_SECONDS", 0.2)
+    monkeypatch.setattr(storages, "NOTE_SECONDS", 0.1)
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -112,7 +112,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(
 
 
 def test_a_push_says_how_far_it_is(hub: LocalHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(storages, "NOTE_SECONDS", 0.0)
     said: list[str] = []
     push(tiny_folder, HUB, said.append)
     lines = [line for line in said if line.startswith("sending: ")]
@@ -151,8 +151,8 @@ def test_after_sigkill_only_the_rest_is_fetched(hub: LocalHub, tiny_folder: Path
     push(tiny_folder, HUB, print)
     whole = sum(len(data) for name, data in tree(tiny_folder).items() if not name.endswith(".json"))
     code = (
-        "import sys; from pathlib import Path; from shards.sharing import place, sync as share;"
-        "place.CHUNK = 8192; share.pull(sys.argv[1], Path(sys.argv[2]), print)"
+        "import sys; from pathlib import Path; from shards.sharing import storage, sync as share;"
+        "storage.CHUNK = 8192; share.pull(sys.argv[1], Path(sys.argv[2]), print)"
     )
     here = tmp_path / "here"
     hub.slow = 0.05
@@ -230,18 +230,18 @@ def test_only_the_first_parts_then_the_others(hub: LocalHub, tiny_folder: Path, 
 def test_a_broken_push_sends_only_the_rest(
     hub: LocalHub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr(places, "BATCH_FILES", 4)
-    monkeypatch.setattr(places, "TRIES", 1)
-    send = places.HubPlace._commit
+    monkeypatch.setattr(storages, "BATCH_FILES", 4)
+    monkeypatch.setattr(storages, "TRIES", 1)
+    send = storages.HubStorage._commit
     commits: list[int] = []
 
-    def breaks(place: places.HubPlace, additions: list[Any], message: str) -> None:
+    def breaks(storage: storages.HubStorage, additions: list[Any], message: str) -> None:
         commits.append(len(additions))
         if len(commits) == 2:
             hub.faults = [Fault("404", 1, "upload")]
-        send(place, additions, message)
+        send(storage, additions, message)
 
-    monkeypatch.setattr(places.HubPlace, "_commit", breaks)
+    monkeypatch.setattr(storages.HubStorage, "_commit", breaks)
     with pytest.raises(NetworkError):
         push(tiny_folder, HUB, print)
     assert "manifest.json" not in list(hub.repos["org/tokens"].values())[-1]

@@ -123,7 +123,7 @@ def test_the_next_file_comes_while_this_one_is_read(hub: LocalHub, tmp_path: Pat
             put_off.set()
 
     hub.faults = [Fault("503", -1, retry_after="60", path="1.parquet")]
-    corpus = pin.fetch(config, tmp_path / "all", note=note)
+    corpus = pin.pin(config, tmp_path / "all", note=note)
     assert corpus.path(0).name == "0.parquet"
     assert put_off.wait(60)
     corpus.close()
@@ -137,8 +137,8 @@ def test_what_is_enough_is_not_fetched_ahead(hub: LocalHub, tmp_path: Path) -> N
     from prepare.corpus import pin
 
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
-    corpus = pin.fetch(config, tmp_path / "some", max_tokens=1000)
-    assert corpus.wanted == 1
+    corpus = pin.pin(config, tmp_path / "some", max_tokens=1000)
+    assert corpus.needed == 1
     corpus.path(0)
     corpus.close()  # every request that was made is in the log by now
     assert {asked.path[-9:] for asked in hub.log if "resolve" in asked.path} == {"0.parquet"}
@@ -230,7 +230,7 @@ def test_files_that_another_recipe_reads_are_left(hub: LocalHub, tmp_path: Path)
     from prepare.corpus import pin
 
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",), keep_raw=False)
-    one, other = (pin.fetch(config, tmp_path / "raw" / "web") for _ in range(2))
+    one, other = (pin.pin(config, tmp_path / "raw" / "web") for _ in range(2))
     path = one.path(0)
     assert other.path(0) == path
     one.release(0)
@@ -347,7 +347,7 @@ def test_a_download_says_how_far_it_is(hub: LocalHub, tmp_path: Path, monkeypatc
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
     for home, said in (("all", list[str]()), ("all", list[str]())):
-        corpus = pin.fetch(config, tmp_path / home, note=said.append)
+        corpus = pin.pin(config, tmp_path / home, note=said.append)
         for i in range(3):
             corpus.path(i)
         corpus.close()

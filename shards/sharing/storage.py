@@ -36,7 +36,7 @@ _HUB_URL = re.compile(
 )
 
 
-class Place:
+class Storage:
     """A folder that fsspec reaches, at `url`. `note` is told of what takes long; setting `stop` ends waiting."""
 
     def __init__(self, url: str, note: Note = lambda _: None) -> None:
@@ -159,7 +159,7 @@ class Place:
         raise AssertionError("unreachable")
 
 
-class HubPlace(Place):
+class HubStorage(Storage):
     """A dataset repository of the Hub, or a folder in one. What is read is pinned to one commit."""
 
     def __init__(self, url: str, note: Note = lambda _: None, *, create: bool = False) -> None:
@@ -292,9 +292,9 @@ class _Sent(io.BufferedReader):
         return data
 
 
-def open_place(url: str, note: Note = lambda _: None, *, create: bool = False) -> Place:
+def open_storage(url: str, note: Note = lambda _: None, *, create: bool = False) -> Storage:
     """The place at `url`; with `create` a Hub dataset that is not there yet is made, a private one."""
-    return HubPlace(url, note, create=create) if url.startswith("hf://") else Place(url, note)
+    return HubStorage(url, note, create=create) if url.startswith("hf://") else Storage(url, note)
 
 
 def _status(error: BaseException | None) -> int:

@@ -13,7 +13,7 @@ from pipeline.home.layout import Layout
 from prepare import estimate, parts
 from prepare.config import TokensConfig
 from prepare.corpus.corpus import Corpus
-from prepare.corpus.download import Note, Remote
+from prepare.corpus.download import Remote
 from prepare.corpus.remote_file import RemoteFile
 from prepare.part_builder import FolderSpec
 from prepare.text import filters, rows
@@ -25,6 +25,7 @@ from shards.fingerprint import fingerprint, identity
 from shards.header import token_bytes
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MANIFEST, CutRecord, Manifest, PartRecord, decode, encode
+from shards.sharing.retry import Note
 from shards.tokenizer import Tokenizer
 
 FOOTERS = 8  # of files that are not here, looked at before the first is fetched; each takes two requests

@@ -1,15 +1,19 @@
 """Real text for every test: the standard library's own docstrings, which every Python has."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import TINY, prepared, stdlib_texts
 
+from pipeline.cli.main import SPINS
 from pipeline.config import load
+from shards.sharing import retry
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # as the command does, before torch is loaded
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for number, item in enumerate(group):
             if number not in kept:
                 item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked again is asked at once."""
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
 
 
 @pytest.fixture(scope="session")

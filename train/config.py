@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, assert_never
 import msgspec
 from msgspec import Meta
 
+from shards.errors import ConfigError
 from shards.fingerprint import NOT_IDENTITY, neutral
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
@@ -133,3 +134,53 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def neutral_tables() -> dict[str, dict[str, Any]]:
     """The fields of the three tables that were added later, each with what the program did before it existed."""
     return {"model": neutral(ModelConfig), "optim": neutral(OptimConfig), "train": neutral(TrainConfig)}
+
+
+def require_consistent(model: ModelConfig, train: TrainConfig) -> None:
+    """ConfigError when the numbers of the two tables do not fit together."""
+    _require_even_heads(model)
+    sizes = (*train.batch_ramp, train.batch_tokens)
+    _require_whole_batches(sizes, model, train)
+    if max(sizes) > train.batch_tokens:
+        raise ConfigError(
+            f"train.batch_ramp is {', '.join(map(str, train.batch_ramp))}, train.batch_tokens {train.batch_tokens}",
+            "a ramp is of smaller batches that come before it",
+            f"--set train.batch_tokens={max(sizes)}, or a smaller train.batch_ramp",
+        )
+    lengths: list[EarlierLength | TrainConfig] = [*train.earlier, train]
+    for length in lengths:
+        if bool(length.tokens) == bool(length.steps):
+            raise ConfigError(
+                f"train.tokens is {length.tokens} and train.steps is {length.steps}",
+                "one of them says how long",
+                "set one, and the other to 0",
+            )
+
+
+def _require_even_heads(model: ModelConfig) -> None:
+    of = model.n_head * (1 if model.is_gpt2 else 2)  # rotary positions turn pairs
+    if model.d_model % of:
+        kind = "an even" if of > model.n_head else "a whole"
+        raise ConfigError(
+            f"model.d_model is {model.d_model}, model.n_head {model.n_head}",
+            f"each head's width, the one divided by the other, is {kind} number",
+            f"--set model.d_model={-(-model.d_model // of) * of}",
+        )
+
+
+def _require_whole_batches(sizes: tuple[int, ...], model: ModelConfig, train: TrainConfig) -> None:
+    for size in sizes:
+        sequences, rest = divmod(size, model.seq_len)
+        name = "batch_tokens" if size == train.batch_tokens else "batch_ramp"
+        if rest:
+            raise ConfigError(
+                f"train.{name} is {size}, no multiple of model.seq_len, {model.seq_len}",
+                "a step is a whole number of windows",
+                f"--set train.{name}={max(1, sequences) * model.seq_len}",
+            )
+        if train.micro_batch and sequences % train.micro_batch:
+            raise ConfigError(
+                f"train.micro_batch is {train.micro_batch}, a step has {sequences} sequences",
+                "the batch must be the same on every GPU",
+                f"choose a divisor of {sequences}, or 0 to have it chosen",
+            )

@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 
 from shards.errors import ConfigError
-from train.config import EarlierLength, ModelConfig, OptimConfig, TrainConfig
+from train.config import EarlierLength, ModelConfig, OptimConfig, TrainConfig, require_consistent
 
 LOWEST_MUON, HIGHEST_ADAMW = 0.002, 0.01  # peak rates beyond which another optimizer's was probably meant
 
@@ -121,17 +121,8 @@ class Ramp:
 
     def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
         self._sizes = (*train.batch_ramp, train.batch_tokens)
-        _refuse_odd_heads(model)
-        _refuse_odd_batches(self._sizes, model, train)
-        if max(self._sizes) > train.batch_tokens:
-            raise ConfigError(
-                f"train.batch_ramp is {', '.join(map(str, train.batch_ramp))}, train.batch_tokens {train.batch_tokens}",
-                "a ramp is of smaller batches that come before it",
-                f"--set train.batch_tokens={max(self._sizes)}, or a smaller train.batch_ramp",
-            )
+        require_consistent(model, train)
         lengths: list[TrainConfig | EarlierLength] = [*train.earlier, train]
-        for length in lengths:
-            _refuse_odd_length(length)
         self.sequences = math.gcd(*self._sizes) // model.seq_len  # what a micro-batch must divide
         self._first_steps, self._first_tokens = [0], [0]
         first, parts = lengths[0], len(self._sizes)
@@ -201,15 +192,6 @@ def rank_share(model: ModelConfig, train: TrainConfig, world_size: int) -> Train
     )
 
 
-def _refuse_odd_length(length: TrainConfig | EarlierLength) -> None:
-    if bool(length.tokens) == bool(length.steps):
-        raise ConfigError(
-            f"train.tokens is {length.tokens} and train.steps is {length.steps}",
-            "one of them says how long",
-            "set one, and the other to 0",
-        )
-
-
 def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
     """Each length is longer than the one before, and was left for it while it lasted."""
     for before, after, left in zip(planned[:-1], planned[1:], until, strict=True):
@@ -221,32 +203,3 @@ def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
             )
     if until != sorted(set(until)):
         raise ConfigError(f"train.earlier: the steps {until} do not rise", "", "leave it to millpond resume")
-
-
-def _refuse_odd_heads(model: ModelConfig) -> None:
-    of = model.n_head * (1 if model.is_gpt2 else 2)  # rotary positions turn pairs
-    if model.d_model % of:
-        kind = "an even" if of > model.n_head else "a whole"
-        raise ConfigError(
-            f"model.d_model is {model.d_model}, model.n_head {model.n_head}",
-            f"each head's width, the one divided by the other, is {kind} number",
-            f"--set model.d_model={-(-model.d_model // of) * of}",
-        )
-
-
-def _refuse_odd_batches(sizes: tuple[int, ...], model: ModelConfig, train: TrainConfig) -> None:
-    for size in sizes:
-        sequences, rest = divmod(size, model.seq_len)
-        name = "batch_tokens" if size == train.batch_tokens else "batch_ramp"
-        if rest:
-            raise ConfigError(
-                f"train.{name} is {size}, no multiple of model.seq_len, {model.seq_len}",
-                "a step is a whole number of windows",
-                f"--set train.{name}={max(1, sequences) * model.seq_len}",
-            )
-        if train.micro_batch and sequences % train.micro_batch:
-            raise ConfigError(
-                f"train.micro_batch is {train.micro_batch}, a step has {sequences} sequences",
-                "the batch must be the same on every GPU",
-                f"choose a divisor of {sequences}, or 0 to have it chosen",
-            )

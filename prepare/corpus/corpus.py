@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from prepare.corpus import hub
-from prepare.corpus.download import Note, Remote, download, matches, sweep_parts
+from prepare.corpus.download import Remote, download, matches, sweep_parts
 from prepare.corpus.progress import Progress
 from prepare.text.formats import bytes_per_token, kind_of
 from shards.atomic import locked, make_folder, sweep
 from shards.errors import CorruptError, NetworkError
 from shards.manifest import CorpusRecord, SourceRecord
 from shards.sharing.hub_access import is_offline
+from shards.sharing.retry import Note
 
 try:
     import fcntl

@@ -8,7 +8,6 @@ fetched again, a bounded number of times.
 import glob
 import hashlib
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,19 +22,13 @@ import urllib3
 from shards.atomic import AtomicFile, make_folder, sha256_of
 from shards.errors import NetworkError, from_os_error
 from shards.sharing.hub_access import refusal, timeout_seconds
+from shards.sharing.retry import PASSING, Note, Retries
 
-TRIES = 5  # in a row without a byte of progress; and of the whole file, when its bytes were wrong, WRONG_TRIES
-WRONG_TRIES = 3
-BACKOFF = 1.0  # seconds before the second try, doubled each time, jittered
-LONG_WAIT = 10.0  # seconds, which are said
+WRONG_TRIES = 3  # of the whole file, when its bytes were wrong
 MAX_WAIT = 300.0  # seconds; a longer Retry-After is not believed
 SEGMENT = 32 << 20  # bytes for which one more connection is worth it
 CONNECTIONS = 4  # at most, for one file
 CHUNK = 1 << 20
-RETRIED = {408, 425, 429, 500, 502, 503, 504}
-
-
-Note = Callable[[str], None]
 
 
 class Remote(NamedTuple):
@@ -187,29 +180,17 @@ def read_chunks(
 
     Ends early, between two requests, when `is_over`.
     """
-    at, failures = first, 0
+    at, retries = first, Retries(remote.url, is_over, note)
     with requests.Session() as session:
         while not is_over():
             try:
                 for chunk in _stream(session, remote, at, last):
                     at += len(chunk)
-                    failures = 0
+                    retries.progress()
                     yield chunk
                 return
             except _Again as error:
-                failures += 1
-                if failures == TRIES:
-                    raise NetworkError(
-                        f"{remote.url}: {error} ({TRIES} times in a row)",
-                        "what has come so far is kept",
-                        "rerun the same command later: it resumes",
-                    ) from error
-                seconds = error.after if error.after is not None else _backoff(failures)
-                if seconds >= LONG_WAIT:
-                    note(f"{remote.url}: {error}; asking again in {seconds:.0f} s")
-                until = time.monotonic() + seconds
-                while time.monotonic() < until and not is_over():
-                    time.sleep(min(0.1, seconds))
+                retries.wait(error, str(error), error.after)
 
 
 def _stream(session: requests.Session, remote: Remote, first: int, last: int) -> Iterator[bytes]:
@@ -242,7 +223,7 @@ def _stream(session: requests.Session, remote: Remote, first: int, last: int) ->
 def _check(response: requests.Response, remote: Remote, first: int) -> int:
     """How many bytes of the answer come before `first`; an exception unless it is an answer with the file in it."""
     status = response.status_code
-    if status in RETRIED:
+    if status in PASSING:
         raise _Again(f"status {status} {response.reason}", _retry_after(response))
     if status in (401, 403):
         raise refusal(
@@ -293,10 +274,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError) and "refused" in str(error):
         return "the connection was refused"
     return f"the connection broke: {type(error).__name__}"
-
-
-def _backoff(failures: int) -> float:
-    return BACKOFF * float(2 ** (failures - 1)) * random.uniform(0.5, 1.0)
 
 
 def _hasher(kind: str, size: int) -> "hashlib._Hash":

@@ -3,16 +3,15 @@
 HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean everywhere.
 """
 
-import random
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from prepare.corpus.download import BACKOFF, RETRIED, TRIES, Remote
+from prepare.corpus.download import Remote
 from shards.errors import ConfigError, NetworkError
 from shards.manifest import SourceRecord
 from shards.sharing.hub_access import bound_waiting, endpoint, is_offline, refusal, timeout_seconds, token
+from shards.sharing.retry import PASSING, Retries, reason_of
 
 T = TypeVar("T")
 
@@ -86,9 +85,9 @@ def _asked(repo: str, revision: str, ask: Callable[[], T]) -> T:
     """The Hub's answer, asked for again while its failure may pass."""
     from huggingface_hub import errors
 
-    reason: Exception | None = None
+    retries = Retries(f"{endpoint()}: cannot list {repo}")
     transport: tuple[Any, ...] = (OSError, errors.HfHubHTTPError.__bases__[0])  # the HTTP library's, whichever it is
-    for attempt in range(TRIES):
+    while True:
         try:
             return ask()
         except errors.RevisionNotFoundError as error:
@@ -98,11 +97,15 @@ def _asked(repo: str, revision: str, ask: Callable[[], T]) -> T:
             if status in (401, 403, 404):
                 page = f"{endpoint()}/datasets/{repo}"
                 raise refusal(f"{endpoint()}: dataset {repo}", status, error.server_message or "", page) from error
-            reason = error
-            if status and status not in RETRIED:
-                break
+            if status and status not in PASSING:
+                raise NetworkError(
+                    f"{endpoint()}: cannot list {repo}: {reason_of(error)}",
+                    "asking again would give the same answer; nothing was downloaded or changed",
+                    f"look at {endpoint()}/datasets/{repo} in a browser",
+                ) from error
+            retries.wait(error, reason_of(error))
         except transport as error:
-            reason = error
+            retries.wait(error, reason_of(error))
         except UnicodeEncodeError as error:  # of the request's headers
             raise ConfigError(
                 "HF_TOKEN has a character that no token has, perhaps a typographic quote",
@@ -115,9 +118,3 @@ def _asked(repo: str, revision: str, ask: Callable[[], T]) -> T:
                 "a login page, a proxy or another server answers in its place; nothing was downloaded or changed",
                 "look at the address in a browser, and check HF_ENDPOINT and the proxy",
             ) from error
-        time.sleep(BACKOFF * 2**attempt * random.uniform(0.5, 1.0))
-    raise NetworkError(
-        f"{endpoint()}: cannot list {repo}: {(str(reason).strip() or type(reason).__name__).splitlines()[0]}",
-        "nothing was downloaded or changed",
-        "check the network and HF_ENDPOINT, then run the same command again",
-    ) from reason

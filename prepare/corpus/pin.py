@@ -15,7 +15,7 @@ import msgspec
 from prepare.config import CorpusConfig
 from prepare.corpus import hub, python_docs
 from prepare.corpus.corpus import Corpus, HubCorpus, state_of
-from prepare.corpus.download import Note, matches
+from prepare.corpus.download import matches
 from prepare.corpus.files import Found, fixed_folder, listed_files, local_files
 from prepare.corpus.repo import REPO, parse_repo
 from prepare.text.filters import parse_filters
@@ -24,6 +24,7 @@ from shards.atomic import make_folder, publish_bytes, read_whole, sha256_of
 from shards.errors import ConfigError, CorruptError, RefusedError
 from shards.interop import SUFFIXES as TOKEN_SUFFIXES
 from shards.manifest import MAX_BYTES, CorpusRecord, SourceRecord, Split, decode, encode
+from shards.sharing.retry import Note
 
 
 def _fineweb(repo: str, files: str) -> CorpusConfig:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from prepare.corpus.download import Note
+from shards.sharing.retry import Note
 
 SECONDS = 10.0  # between two lines
 

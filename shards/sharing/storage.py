@@ -6,7 +6,6 @@ Every question is asked again, a bounded number of times, while its failure may 
 import hashlib
 import io
 import logging
-import random
 import re
 import threading
 import time
@@ -21,11 +20,9 @@ from shards.atomic import AtomicFile, make_folder, nearest_existing, publish_byt
 from shards.errors import ConfigError, HostError, MillpondError, NetworkError, RefusedError
 from shards.header import HEADER_BYTES
 from shards.sharing.hub_access import bound_waiting, endpoint, is_offline, timeout_seconds, token
+from shards.sharing.retry import PASSING, Note, Retries, reason_of
 
 T = TypeVar("T")
-Note = Callable[[str], None]
-TRIES = 5
-BACKOFF = 1.0  # seconds before the second try, doubled each time, jittered
 CHUNK = 16 << 20  # bytes asked for at once; the Hub counts requests, 3,000 in five minutes without an account
 NOTE_SECONDS = 10.0  # between two lines that say how far it is
 COMMIT_SECONDS = 60.0  # that the Hub may take to answer, with a commit of many files
@@ -50,10 +47,10 @@ class Storage:
         except ImportError as error:
             raise HostError(f"{url}: {error}", "", "install the package it names, then run again") from error
         except OSError as error:
-            raise NetworkError(f"{url}: {_reason(error)}", "", "check the address and the network") from error
+            raise NetworkError(f"{url}: {reason_of(error)}", "", "check the address and the network") from error
         except Exception as error:  # every file system has kinds of its own, and no base that all share
             raise ConfigError(
-                f"{url}: {_reason(error)}", "", "give hf://datasets/OWNER/NAME, an fsspec URL or a folder"
+                f"{url}: {reason_of(error)}", "", "give hf://datasets/OWNER/NAME, an fsspec URL or a folder"
             ) from error
         self.fs.invalidate_cache()
         local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
@@ -134,29 +131,23 @@ class Storage:
 
     def _asked(self, name: str, ask: Callable[[], T]) -> T:
         """The answer, asked for again while the failure may pass."""
-        where, said = f"{self.url}/{name}" if name else self.url, time.monotonic()
-        for attempt in range(1, TRIES + 1):
-            if self.stop.is_set():
-                raise CancelledError
+        where = f"{self.url}/{name}" if name else self.url
+        retries = Retries(where, self.stop.is_set, self.note)
+        while not self.stop.is_set():
             try:
                 return ask()
             except MillpondError:
                 raise
             except Exception as error:  # every file system has kinds of its own, and no base that all share
                 status = _status(error)
-                lasting = isinstance(error, FileNotFoundError | PermissionError) or 400 <= status < 500
-                if (lasting and status not in (408, 425, 429)) or attempt == TRIES:
-                    tried = "" if lasting else f" ({attempt} times)"
+                if isinstance(error, FileNotFoundError | PermissionError) or (status and status not in PASSING):
                     raise NetworkError(
-                        f"{where}: {_reason(error)}{tried}",
+                        f"{where}: {reason_of(error)}",
                         "what has arrived is kept",
-                        "check the address, the network and your right to it, then run the same command again",
+                        "check the address and your right to it, then run the same command again",
                     ) from error
-                if time.monotonic() - said > NOTE_SECONDS:
-                    said = time.monotonic()
-                    self.note(f"{where}: {_reason(error)}; asking again, {attempt + 1} of {TRIES}")
-            self.stop.wait(BACKOFF * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0))
-        raise AssertionError("unreachable")
+                retries.wait(error, reason_of(error))
+        raise CancelledError
 
 
 class HubStorage(Storage):
@@ -305,11 +296,3 @@ def _status(error: BaseException | None) -> int:
             return code
         error = error.__cause__
     return 0
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what the innermost error says."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

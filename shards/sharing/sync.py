@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ from shards.manifest import MANIFEST, MAX_BYTES, Manifest, decode, folder_name
 from shards.reader import TokenFolder
 from shards.sharing import storage as storages
 from shards.sharing.card import CARD, card
+from shards.sharing.retry import Note
 from shards.sharing.storage import Storage, open_storage
 from shards.verify import verify
 from shards.writer import DOCS_DTYPE
@@ -33,8 +34,6 @@ WRONG_TRIES = 3
 _README_BYTES = 1 << 20
 _TOKENIZER_BYTES = 256 << 20
 _NPY_HEADER_BYTES = 4096  # more than any that numpy writes for one record type
-
-Note = Callable[[str], None]
 
 
 def push(folder: Path, url: str, note: Note) -> None:

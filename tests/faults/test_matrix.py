@@ -12,7 +12,6 @@ from local_hub import Fault, LocalHub
 
 from pipeline.config import load
 from prepare.corpus import download as downloading
-from prepare.corpus import hub as hubs
 from prepare.tokens import vocabulary
 from shards import Manifest, NetworkError, Tokenizer
 
@@ -39,8 +38,6 @@ def hub(texts: list[str], tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("HF_ENDPOINT", local.url)
         monkeypatch.setattr(downloading, "timeout_seconds", lambda: 0.2)
         monkeypatch.setattr(downloading, "MAX_WAIT", 0.01)
-        monkeypatch.setattr(downloading, "BACKOFF", 0.001)
-        monkeypatch.setattr(hubs, "BACKOFF", 0.001)
         monkeypatch.setattr(Tokenizer, "to_json", lambda _: tokenizer_json)  # a second each time, and always the same
         local.commit("org/web", {f"sample/{i}.parquet": parquet(texts[i * 40 : i * 40 + 40]) for i in range(FILES)})
         yield local

@@ -13,7 +13,6 @@ from harness import command, parquet, prepared, tree
 from local_hub import Fault, LocalHub
 
 from pipeline.config import load
-from prepare.corpus import download as downloading
 from shards import Manifest, MillpondError, NetworkError, TokenFolder
 
 TOML = """
@@ -32,7 +31,6 @@ workers = 1
 def hub(texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
     with LocalHub() as local:
         monkeypatch.setenv("HF_ENDPOINT", local.url)
-        monkeypatch.setattr(downloading, "BACKOFF", 0.001)
         third = len(texts) // 3
         local.commit("org/web", {f"sample/{i}.parquet": parquet(texts[i * third : (i + 1) * third]) for i in range(3)})
         yield local

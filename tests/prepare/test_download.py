@@ -30,8 +30,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
         monkeypatch.setenv("HF_ENDPOINT", local.url)
         monkeypatch.setattr(downloading, "timeout_seconds", lambda: 0.3)
         monkeypatch.setenv("HF_TOKEN", "hf_canary")
-        monkeypatch.setattr(downloading, "BACKOFF", 0.001)
-        monkeypatch.setattr(hubs, "BACKOFF", 0.001)
         monkeypatch.setattr(downloading, "SEGMENT", 400_000)
         yield local
 
@@ -165,7 +163,6 @@ def test_a_hub_that_never_answers(hub: LocalHub) -> None:
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(hubs, "BACKOFF", 0.001)
     with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:9: cannot list org/name"):
         hubs.listing("org/name", "main", [""])
 

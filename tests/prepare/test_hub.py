@@ -10,7 +10,6 @@ import pytest
 from local_hub import LocalHub, _Handler
 
 from prepare.config import CorpusConfig
-from prepare.corpus import hub as hub_requests
 from prepare.corpus import pin
 from shards import ConfigError, MillpondError, NetworkError, RefusedError
 from shards.sharing.hub_access import endpoint
@@ -137,7 +136,6 @@ def test_patterns_with_spaces_are_told_apart(hub: LocalHub, tmp_path: Path) -> N
 
 
 def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_requests, "BACKOFF", 0.001)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.2")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -16,14 +16,13 @@ import msgspec
 
 from pipeline import checks, drift, mixture
 from pipeline.config import Recipe
-from pipeline.home import receipt
+from pipeline.home import folders, receipt
 from pipeline.home.layout import Layout, RunPaths
 from pipeline.terminal import Terminal, count, plural, size
 from shards.atomic import discard, locked, make_folder, sha256_of, sweep
-from shards.errors import ConfigError, CorruptError, DiskError, RefusedError
+from shards.errors import ConfigError, DiskError, RefusedError
 from shards.fingerprint import fingerprint
 from shards.manifest import MANIFEST, Manifest
-from shards.verify import verify as find_damage
 from train.machine.gpus import read_driver
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them
@@ -50,7 +49,7 @@ class Pipeline:
             pick_device(train.device)
 
     def pin(self, *, force: bool = False) -> "Corpus":
-        """The corpus's files, on disk, hashed and pinned."""
+        """The corpus's files, pinned by their hashes: local ones are there, those of the Hub are only listed."""
         from prepare.corpus import pin
 
         if named := self.recipe.tokens.folder or ", ".join(self.recipe.tokens.mix):
@@ -77,7 +76,8 @@ class Pipeline:
                 receipt.write(path, "fetch", print_, {"files": len(corpus.sources)}, seconds)
         files = plural(len(corpus.sources), "file")
         what = f"{wanted.name}  {files}, {size(sum(source.nbytes for source in corpus.sources))}"
-        self.terminal.stage("fetch", what if done else f"{what}, {seconds:.1f} s", done=done)
+        name = "pin" if wanted.kind == "hub" else "fetch"  # of the Hub's files, only a list is here
+        self.terminal.stage(name, what if done else f"{what}, {seconds:.1f} s", done=done)
         return corpus
 
     def fetch(self, corpus: "Corpus") -> None:
@@ -141,23 +141,15 @@ class Pipeline:
         return folder
 
     def verify(self, folder: Path, *, force: bool = False) -> None:
-        """Every byte of the token folder compared with its manifest, once for each manifest."""
+        """Every byte of the token folder compared with its manifest, once for each manifest, again with `force`."""
         path = self.layout.receipt("verify", folder.name)
         with self.locked(folder.name, path):
             print_ = sha256_of(folder / MANIFEST)
             done = receipt.read(path, print_) is not None and not force
             began = time.perf_counter()
-            findings = find_damage(folder, full=not done)  # sizes and headers every time: they cost nothing
-            if findings:
-                path.unlink(missing_ok=True)  # what was found is found again, until it is mended
-                raise CorruptError(
-                    f"{folder}: {plural(len(findings), 'damaged file')}\n"
-                    + "\n".join(f"  {finding.file}: {finding.what}" for finding in findings[:20]),
-                    "training would use corrupted tokens",
-                    f"copy or pull {folder.name} again"
-                    if mixture.named_folders(self.layout, self.recipe.tokens)
-                    else f"millpond tokenize {self.config} --force",
-                )
+            is_named = mixture.named_folders(self.layout, self.recipe.tokens)
+            fix = f"copy or pull {folder.name} again" if is_named else f"millpond tokenize {self.config} --force"
+            folders.require_valid(self.layout, folder, fix, full=not done)  # sizes and headers cost nothing
             manifest = Manifest.read(folder)
             nbytes = sum(shard.nbytes for part in manifest.parts for shard in part.shards)
             if not done:
@@ -166,7 +158,26 @@ class Pipeline:
         what = "" if done else f"  {size(nbytes)}, every byte as it was written"
         self.terminal.stage("verify", folder.name + what, done=done)
 
-    def prepare(self, *, force_verify: bool = False, run: RunPaths | None = None) -> dict[Path, float]:
+    def prepared(self) -> list[Path]:
+        """The recipe's token folders, which must be there: nothing is fetched or tokenized."""
+        from pipeline.token_recipe import TokenRecipe
+        from prepare.corpus import pin
+
+        if named := mixture.named_folders(self.layout, self.recipe.tokens):
+            return list(named)
+        corpus = pin.resolve(self.recipe.corpus)
+        if pin.is_pinned(corpus, self.layout.raw(corpus.name)):
+            token_recipe = TokenRecipe(self.layout, self.recipe, self.pin())
+            folder = self.layout.token_folder(corpus.name, token_recipe.fingerprint)
+            if token_recipe.published(folder):
+                return [folder]
+        raise RefusedError(
+            f"{self.config}: its token folder is not prepared yet",
+            "there is nothing to verify",
+            f"millpond prepare {self.config}",
+        )
+
+    def prepare(self, *, run: RunPaths | None = None) -> dict[Path, float]:
         """fetch, tokenize, verify; or the token folders that the recipe names, verified. Each with its weight.
 
         RefusedError, before anything is tokenized, when `run` was started on other tokens.
@@ -180,7 +191,7 @@ class Pipeline:
             self.terminal.stage("tokenize", f"{folder.name}  {amount}", done=True)
         weights = weights or {self.tokenize(self.pin(), run=run): 1.0}
         for folder in weights:
-            self.verify(folder, force=force_verify)
+            self.verify(folder)
         return weights
 
     @contextmanager

@@ -334,6 +334,6 @@ def _lengths(shard: Shard) -> NDArray[np.int32]:
         raise CorruptError(
             f"{shard.path}: the documents in its sidecar do not follow one another",
             "the file that says where documents begin is damaged",
-            "millpond verify",
+            f"millpond verify {shard.path.parent}",
         )
     return np.diff(edges).astype("<i4")

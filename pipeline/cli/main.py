@@ -169,14 +169,26 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 
 
 @main.command()
-@_config
+@click.argument("target", metavar="FOLDER|CONFIG", default="demo")
+@click.option("--quick", is_flag=True, help="Compare only sizes and headers.")
 @settings
-@_force
 @home
-def verify(config: str, settings: tuple[str, ...], force: bool, home: Path) -> None:
-    """Compare every byte of the token folder with its manifest."""
-    pipeline = _pipeline(config, settings, home)[1]
-    pipeline.prepare(force_verify=force)
+def verify(target: str, quick: bool, settings: tuple[str, ...], home: Path) -> None:
+    """Compare every byte of a token folder with its manifest. Nothing is prepared or changed.
+
+    FOLDER is a token folder's name or path; of a CONFIG, the token folders it trains on are compared.
+    """
+    from pipeline.config import preset_names
+    from pipeline.home import folders
+    from pipeline.home.layout import Layout
+
+    layout, found = Layout(home), []
+    if target.endswith(".toml") or target in preset_names():
+        found = _pipeline(target, settings, home)[1].prepared()
+    for path in found or [folders.find(layout, target)]:
+        fix = "millpond tokenize CONFIG --force, or for what was pulled: millpond shards pull URL"
+        folders.require_valid(layout, path, fix, full=not quick)
+        terminal().stage("verify", f"{path.name}  {'sizes and headers' if quick else 'every byte'} as it was written")
 
 
 @main.command()

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.options import as_json, home, print_json, terminal
 from pipeline.home.layout import Layout
 from shards.atomic import make_folder
-from shards.errors import CorruptError, RefusedError
+from shards.errors import RefusedError
 
 WIDTH = 40  # of the histogram's longest bar
 
@@ -83,29 +83,6 @@ def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path)
     most = max(found["lengths"].values(), default=1)
     for lengths, count in found["lengths"].items():
         click.echo(f"  {lengths:>16}  {count:>10,}  {'#' * -(-count * WIDTH // most)}")
-
-
-@shards.command()
-@_folder
-@click.option("--full", is_flag=True, help="Read and hash every byte, not only sizes and headers.")
-@home
-def verify(folder: str, full: bool, home: Path) -> None:
-    """Compare a token folder with its manifest."""
-    from pipeline.home.folders import find
-    from pipeline.terminal import plural
-    from shards.verify import verify as find_damage
-
-    path = find(Layout(home), folder)
-    findings = find_damage(path, full=full)
-    for finding in findings:
-        click.echo(f"{finding.file}: {finding.what}")
-    if findings:
-        raise CorruptError(
-            f"{path}: {plural(len(findings), 'damaged file')}",
-            "training would use corrupted tokens",
-            "millpond shards pull URL, or millpond tokenize CONFIG --force",
-        )
-    click.echo(f"{path.name}: {'every byte' if full else 'sizes and headers'} as the manifest says")
 
 
 @shards.command("import")

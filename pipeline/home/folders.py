@@ -13,6 +13,9 @@ from shards.atomic import discard, locked, make_folder, sweep
 from shards.errors import ConfigError, CorruptError, MillpondError, RefusedError
 from shards.manifest import MANIFEST, Manifest, Split
 from shards.reader import TokenFolder
+from shards.verify import verify as find_damage
+
+MOST_FILES = 20  # damaged ones that are named
 
 
 class FolderSummary(NamedTuple):
@@ -101,6 +104,21 @@ def document(path: Path, split: Split, number: int) -> str:
         left -= shard.header.documents
     total = sum(shard.header.documents for shard in folder.shards(split))
     raise ConfigError(f"{path.name}: no document {number} in {split}", f"it has {total:,}, counted from 0", "--doc N")
+
+
+def require_valid(layout: Layout, path: Path, fix: str, *, full: bool) -> None:
+    """CorruptError, with what is damaged and `fix`, unless a folder is what its manifest says.
+
+    By sizes and headers or, when `full`, by every byte. Damage that is found is looked for again before the next use.
+    """
+    if damaged := find_damage(path, full=full):
+        layout.receipt("verify", path.name).unlink(missing_ok=True)
+        raise CorruptError(
+            f"{path}: damaged files: {len(damaged):,}\n"
+            + "\n".join(f"  {finding.file}: {finding.what}" for finding in damaged[:MOST_FILES]),
+            "training would use corrupted tokens",
+            fix,
+        )
 
 
 def garbage(layout: Layout) -> list[FolderSummary]:

@@ -190,6 +190,11 @@ def pin(
     return Corpus(lock.record, lock.sources, paths, states)
 
 
+def is_pinned(config: CorpusConfig, raw: Path) -> bool:
+    """Whether `pin` need not ask the Hub or collect anything."""
+    return config.kind == "files" or (raw / "lock.json").exists()
+
+
 def _joined(patterns: tuple[str, ...]) -> str:
     """The patterns as the lock has them: with spaces between, or as JSON where one has a space of its own."""
     return msgspec.json.encode(patterns).decode() if any(" " in each for each in patterns) else " ".join(patterns)

@@ -45,7 +45,7 @@ def push(folder: Path, url: str, note: Note) -> None:
     """
     for finding in verify(folder, full=False):
         raise CorruptError(
-            f"{folder / finding.file}: {finding.what}", "a damaged folder is not shared", "millpond verify CONFIG"
+            f"{folder / finding.file}: {finding.what}", "a damaged folder is not shared", f"millpond verify {folder}"
         )
     manifest = Manifest.read(folder)
     storage = open_storage(url, note, create=True)
@@ -58,7 +58,7 @@ def push(folder: Path, url: str, note: Note) -> None:
     for name, _ in manifest.files():
         if not _nbytes(folder / name):
             raise CorruptError(
-                f"{folder / name}: no such file", "a folder with a gap is not shared", "millpond verify CONFIG"
+                f"{folder / name}: no such file", "a folder with a gap is not shared", f"millpond verify {folder}"
             )
     # Sidecars before their shards: so a shard that is there says that its sidecar is, too.
     files = sorted(manifest.files(), key=lambda file: file[0].endswith(".bin"))
@@ -73,7 +73,7 @@ def push(folder: Path, url: str, note: Note) -> None:
             raise CorruptError(
                 f"{path}: sha256 is {found}, the manifest says {sha256}",
                 "a damaged folder is not shared; nothing was sent",
-                "millpond verify CONFIG",
+                f"millpond verify {folder}",
             )
     done = len(files) - len(todo)
 
@@ -200,7 +200,7 @@ def _check_same(there: Manifest, ours: Manifest, where: str) -> None:
             raise RefusedError(
                 f"{where}: part {i} differs, though the fingerprint {there.fingerprint[:8]} is the same",
                 "one of the two was made by a faulty machine or changed afterwards",
-                "millpond verify CONFIG on the machine that made it, or choose another place",
+                "millpond verify FOLDER on the machine that made it, or choose another place",
             )
 
 

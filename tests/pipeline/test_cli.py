@@ -211,10 +211,10 @@ def test_a_flipped_byte_is_found_before_the_first_step(tiny_toml: Path, tmp_path
     lines = refused(run("train", tiny_toml, "--home", tmp_path), 4)
     assert "error: " + str(path) in lines[-3]
     assert lines[-2] == "at least one token differs from what was written: the disk or a copy damaged it"
-    lines = refused(run("verify", tiny_toml, "--force", "--home", tmp_path), 4)
-    assert lines[-4].startswith(f"error: {folder}: 1 ")
+    lines = refused(run("verify", tiny_toml, "--home", tmp_path), 4)
+    assert lines[-4].startswith(f"error: {folder}: ")
     assert lines[-3].startswith("  train-00002.bin: sha256 is ")
-    assert lines[-1] == f"hint: millpond tokenize {tiny_toml} --force"
+    assert "millpond tokenize CONFIG --force" in lines[-1]
     assert run("tokenize", tiny_toml, "--force", "--home", tmp_path).exit_code == 0
     assert run("verify", tiny_toml, "--home", tmp_path).exit_code == 0
 

@@ -83,9 +83,10 @@ def test_damage_is_not_forgotten(tiny_toml: Path, home: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
-    assert run("verify", tiny_toml, "--home", home).exit_code == 0  # it was verified, and its size is right
-    assert run("verify", tiny_toml, "--force", "--home", home).exit_code == 4
+    assert run("prepare", tiny_toml, "--home", home).exit_code == 0  # it was verified, and its size is right
+    assert run("verify", tiny_toml, "--quick", "--home", home).exit_code == 0
     assert run("verify", tiny_toml, "--home", home).exit_code == 4
+    assert run("prepare", tiny_toml, "--home", home).exit_code == 4
     path.unlink()
     assert run("prepare", tiny_toml, "--home", home).exit_code == 4
 

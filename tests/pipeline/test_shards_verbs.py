@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from harness import complains, tree
+from harness import complains, states, tree
 
 from pipeline.cli.main import main
 from pipeline.home import folders
@@ -63,15 +63,29 @@ def test_inspect_a_document(prepared: Path, tiny_folder: Path, texts: list[str])
     assert run(prepared, "inspect", tiny_folder.name, "--doc", 1, "--split", "val").stdout.strip()
 
 
+def checked(home: Path, *words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, ["verify", *map(str, words), "--home", str(home)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
 def test_verify(prepared: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    assert "every byte as the manifest says" in run(prepared, "verify", tiny_folder.name, "--full").stdout
+    for target in (tiny_folder.name, tiny_folder):
+        assert tiny_folder.name in checked(prepared, target)
     shutil.copytree(tiny_folder, tmp_path / "tokens" / "copy")
     path = tmp_path / "tokens" / "copy" / "train-00000.bin"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert "sizes and headers" in run(tmp_path, "verify", "copy").stdout  # one flipped bit: only --full sees it
-    assert "train-00000.bin: sha256 is" in run(tmp_path, "verify", "copy", "--full", code=4).output
+    assert "copy" in checked(tmp_path, "copy", "--quick")  # one flipped bit is not seen
+    states(checked(tmp_path, "copy", code=4), "train-00000.bin", "sha256")
+
+
+def test_verify_prepares_nothing(tiny_toml: Path, tmp_path: Path) -> None:
+    for config in (tiny_toml, "demo", "gpt2"):
+        states(checked(tmp_path, config, code=1), f"millpond prepare {config}")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".parquet")]
+    states(checked(tmp_path, "dmeo", code=2), "dmeo")
 
 
 def test_a_folder_that_is_not_there(prepared: Path, tiny_folder: Path) -> None:
@@ -316,8 +330,7 @@ def test_a_folder_without_its_manifest_says_so_and_pull_restores_it(tiny_folder:
     (folder / "manifest.json").unlink()
     (folder / "val-00000.bin").write_bytes(b"damaged")
     assert "no manifest, " in run(home, "ls").stdout and " shards" in run(home, "ls").stdout
-    for verb in ("inspect", "verify"):
-        output = run(home, verb, folder.name, code=2).output
+    for output in (run(home, "inspect", folder.name, code=2).output, checked(home, folder.name, code=2)):
         assert f"{folder}: has no manifest.json: no manifest, " in output and "millpond shards pull PLACE" in output
     run(home, "pull", there)
     assert tree(folder) == before

@@ -86,7 +86,9 @@ def test_it_can_be_read_in_one_sitting() -> None:
 
 def test_the_file_map_names_every_room() -> None:
     rows = [line.split("|") for line in (ROOT / "docs" / "architecture.md").read_text().splitlines() if "/` |" in line]
-    said = {row[1].strip(" `/"): set(re.findall(r"`(\w+)`", row[2])) for row in rows}
+    said: dict[str, set[str]] = {}
+    for row in rows:
+        said.setdefault(row[1].strip(" `/"), set()).update(re.findall(r"`(\w+)`", row[2]))
     found: dict[str, set[str]] = {}
     for path in (
         path for package in ("shards", "prepare", "train", "pipeline") for path in (ROOT / package).rglob("*.py")
@@ -118,3 +120,15 @@ def test_the_python_of_the_first_page_runs(tiny_folder: Path) -> None:
     code = block.replace("data/tokens/letters-1a2b3c4d", str(tiny_folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_table_cell_is_a_paragraph() -> None:
+    long = [
+        f"{page.name}: {cell}"
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "shards" / "FORMAT.md"]
+        for line in page.read_text().splitlines()
+        if line.startswith("|")
+        for cell in re.split(r"(?<!\\)\|", line)
+        if len(cell.strip()) > 120
+    ]
+    assert not long, "\n".join(long)

@@ -1,6 +1,5 @@
 """One TOML, strictly read: what is not understood is refused with what was probably meant."""
 
-import re
 from pathlib import Path
 from typing import get_type_hints
 
@@ -32,7 +31,7 @@ def test_a_typo(tmp_path: Path) -> None:
     names = ", ".join(f"optim.{name}" for name in known.split(", "))
     with complains(ConfigError, f"{path}: unknown key optim.learning_rate; did you mean optim.lr?", f"known: {names}"):
         config.load(path)
-    with pytest.raises(ConfigError, match=r"unknown key optim\.warmup_step; did you mean optim\.warmup_steps\?"):
+    with complains(ConfigError, "optim.warmup_step", "optim.warmup_steps"):
         config.load(write(tmp_path, "[optim]\nwarmup_step = 5\n"))
     with pytest.raises(ConfigError, match=r"unknown key modle; did you mean model\?"):
         config.load(write(tmp_path, "[modle]\n"))
@@ -85,10 +84,10 @@ def test_settings(tmp_path: Path) -> None:
     assert recipe.corpus.files == ("texts/*.txt",)
     assert recipe.model.tied is True
     assert recipe.train.prompts == ("a",)
-    with pytest.raises(ConfigError, match=r"unknown key optim\.l; did you mean optim\.lr\?"):
+    with complains(ConfigError, "optim.l", "optim.lr"):
         config.load(path, ("optim.l=1",))
     for wrong in ("lr=1", "optim.lr", "=", "optim.=3"):
-        with pytest.raises(ConfigError, match=r"expected TABLE\.FIELD=VALUE"):
+        with complains(ConfigError, "TABLE.FIELD=VALUE"):
             config.load(path, (wrong,))
 
 
@@ -98,9 +97,7 @@ def test_a_table_in_a_table_may_be_set_as_a_whole_or_by_its_names(tmp_path: Path
     assert config.load(path, ("tokens.mix={b=2}",))[1].tokens.mix == {"b": 2.0}
     config.save(config.load(path)[1], tmp_path / "run.toml")
     assert config.load_run(tmp_path / "run.toml").tokens.mix == {"a": 1.0}
-    with pytest.raises(
-        ConfigError, match=r"--set optim\.lr\.x=1: optim\.lr has a value already, and no names below it"
-    ):
+    with complains(ConfigError, "--set optim.lr.x=1", "optim.lr"):
         config.load(write(tmp_path, "[optim]\nlr = 1e-3\n"), ("optim.lr.x=1",))
 
 
@@ -114,7 +111,7 @@ def test_an_unknown_preset() -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
+    with complains(ConfigError, "none.toml"):
         config.load(str(tmp_path / "none.toml"))
 
 
@@ -165,13 +162,13 @@ def test_what_cannot_change_the_result_is_no_identity() -> None:
 
 def test_what_was_laid_over_it_is_named_with_it(tmp_path: Path) -> None:
     path = write(tmp_path, "")
-    with pytest.raises(ConfigError, match=r'^--set train.steps=many: train.steps is "many", expected a whole number$'):
+    with complains(ConfigError, "--set train.steps=many", "train.steps", '"many"'):
         config.load(path, ("optim.lr=1", "train.steps=many"))
     for field, value, known in (
         ("train.precision", "fp8", "known: auto, bf16, fp16, fp32"),
         ("train.trackers", "mlflow", "known: tensorboard, wandb, trackio"),
     ):
-        with pytest.raises(ConfigError, match=rf"^--set {field}={value}: {field} is .*{value}.*\n{known}$"):
+        with complains(ConfigError, f"--set {field}={value}", field, value, known):
             config.load(path, (f"{field}={value}",))
 
 
@@ -180,7 +177,7 @@ def test_what_was_laid_over_it_is_named_with_it(tmp_path: Path) -> None:
 def test_a_setting_that_would_be_ignored_is_refused(tmp_path: Path, tokens: str, ignored: str) -> None:
     path = write(tmp_path, "[corpus]\nname = 'python-docs'\n")  # what the file itself has is a preset's to have
     assert config.load(path, (tokens,))[1].corpus.name == "python-docs"
-    with pytest.raises(ConfigError, match=rf"^--set {re.escape(ignored)}: .*{tokens[:8]}"):
+    with complains(ConfigError, f"--set {ignored}", f"{tokens[:8]}"):
         config.load(path, (tokens, ignored))
 
 
@@ -204,7 +201,7 @@ def test_a_setting_that_would_be_ignored_is_refused(tmp_path: Path, tokens: str,
     ],
 )
 def test_a_field_by_another_name_is_blamed_on_set_and_guessed(key: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--set {re.escape(key)}=1: .*; did you mean {re.escape(meant)}\?"):
+    with complains(ConfigError, f"--set {key}=1", meant):
         config.load("demo", (f"{key}=1",))
 
 
@@ -221,7 +218,7 @@ def test_every_alias_is_of_a_field() -> None:
 def test_a_field_that_was_renamed(tmp_path: Path) -> None:
     """Refused with its new name; a run that was begun with the old one keeps working."""
     path = write(tmp_path, "[tokens]\nengine = 'ray'\n")
-    with pytest.raises(ConfigError, match=r"tokens\.engine(.|\n)*--set tokens\.executor=ray"):
+    with complains(ConfigError, "tokens.engine", "--set tokens.executor=ray"):
         config.load(path)
     tokens = config.load_run(Path(path)).tokens
     assert (tokens.engine, tokens.executor) == ("fastokens", "ray")

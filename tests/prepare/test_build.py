@@ -169,7 +169,7 @@ def test_the_sample_check_stops_a_wrong_engine(tiny_folder: Path) -> None:
 
 def test_an_engine_that_gives_end_of_text(tmp_path: Path) -> None:
     encoded = Encoded(np.array([1, 50256], np.uint32), np.array([0, 2]))
-    with pytest.raises(CorruptError, match="the engine gave token id 50256"):
+    with complains(CorruptError, "50256"):
         part_builder.lay_out(encoded, 50256, "before", np.dtype("<u2"))
 
 

@@ -123,7 +123,7 @@ def test_no_text_column(tmp_path: Path) -> None:
 def test_a_column_of_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2]}), path)
-    with pytest.raises(ConfigError, match="column 'text' is int64, not text"):
+    with complains(ConfigError, "'text'", "int64"):
         everything(path)
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_page_names_its_row_group(tmp_path: Path) -> None:
     data[column.data_page_offset + column.total_compressed_size - 500] ^= 1
     path.write_bytes(data)
     assert len(everything(path, 0, 1)[0]) == 50
-    with pytest.raises(CorruptError, match=r"a\.parquet: row group 1 of 2: cannot be read"):
+    with complains(CorruptError, "a.parquet", "group 1"):
         everything(path)
 
 
@@ -206,7 +206,7 @@ def test_json_as_one_array_or_as_lines(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         assert everything(tmp_path / name)[0] == [*TEXTS, "2024-01-01", "\ufffd"]
     (tmp_path / "c.json").write_text('[{"text": "a"}, {"text"')
-    with pytest.raises(CorruptError, match=r"c\.json: not JSON"):
+    with complains(CorruptError, "c.json", "JSON"):
         everything(tmp_path / "c.json")
 
 
@@ -221,7 +221,7 @@ def test_arrow_files(tmp_path: Path) -> None:
 def test_damaged_compression(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(b"nothing of the kind" * 100)
-    with pytest.raises(CorruptError, match="near byte 1,900: no valid "):
+    with complains(CorruptError, "1,900"):
         everything(path)
 
 

@@ -157,39 +157,39 @@ def test_a_listing_is_asked_for_again(hub: LocalHub, pinned: Pinned, status: str
 
 def test_a_hub_that_never_answers(hub: LocalHub) -> None:
     hub.faults = [Fault("503", -1, "api")]
-    with pytest.raises(NetworkError, match=r"cannot list org/name: .*503"):
+    with complains(NetworkError, "org/name", "503"):
         hubs.listing("org/name", "main", [""])
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:9: cannot list org/name"):
+    with complains(NetworkError, "http://127.0.0.1:9", "org/name"):
         hubs.listing("org/name", "main", [""])
 
 
 def test_what_is_not_there_is_said(hub: LocalHub, pinned: Pinned) -> None:
-    with pytest.raises(ConfigError, match="dataset org/none: the Hub answers 404: Repository not found"):
+    with complains(ConfigError, "org/none", "answers 404"):
         hubs.listing("org/none", "main", [""])
-    with pytest.raises(ConfigError, match="org/name: no revision 'dev'"):
+    with complains(ConfigError, "org/name", "'dev'"):
         hubs.listing("org/name", "dev", [""])
         assert hubs.listing("org/name", "main", ["nowhere"]).files == {}  # the pattern that named it is blamed
 
 
 @pytest.mark.parametrize(
-    ("status", "secret", "says"),
+    ("status", "secret", "facts"),
     [
-        ("401", "", "401: injected\nno token was sent; .*\n.*set HF_TOKEN to a token that may read it"),
-        ("401", "hf_old", "401: injected\nthe token that was sent .* is expired, .*\n.*set HF_TOKEN to a valid token"),
-        ("403", "hf_old", "403: injected\n.*terms are not accepted\n.*accept the terms .* or set HF_TOKEN"),
+        ("401", "", ("401: injected", "no token", "set HF_TOKEN")),
+        ("401", "hf_old", ("401: injected", "expired", "set HF_TOKEN")),
+        ("403", "hf_old", ("403: injected", "accept the terms", "set HF_TOKEN")),
     ],
 )
 def test_a_refusal_is_in_the_words_of_the_hub(
-    hub: LocalHub, pinned: Pinned, monkeypatch: pytest.MonkeyPatch, status: str, secret: str, says: str
+    hub: LocalHub, pinned: Pinned, monkeypatch: pytest.MonkeyPatch, status: str, secret: str, facts: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
     monkeypatch.setenv("HF_TOKEN", secret)
     hub.faults = [Fault(status, -1, "api")]
-    with pytest.raises(NetworkError, match=f"dataset org/name: the Hub answers {says}"):
+    with complains(NetworkError, "org/name", *facts):
         hubs.listing("org/name", "main", ["sample/10BT"])
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from harness import tree
+from harness import complains, tree
 
 from prepare.text.filters import contains, parse_filters
 from shards import ConfigError, Manifest, TokenFolder, verify
@@ -69,9 +69,9 @@ def test_filters(prepare: Prepare, scored: Path, suffix: str) -> None:
 
 
 def test_the_column_of_a_filter_must_be_there(prepare: Prepare, scored: Path) -> None:
-    with pytest.raises(ConfigError, match="no column 'scor', it has text, language, language_score, int_score"):
+    with complains(ConfigError, "'scor'", "language_score", "int_score"):
         prepare(scored, corpus__filters=["scor > 1"])
-    with pytest.raises(ConfigError, match="'language > 1' compares 'de' of column 'language' with 1"):
+    with complains(ConfigError, "'language > 1'", "'de'", "'language'", "1"):
         prepare(scored, corpus__filters=["language > 1"])
 
 
@@ -84,7 +84,7 @@ def test_what_is_no_condition(text: str) -> None:
 
 
 def test_when_nothing_is_left(prepare: Prepare, scored: Path) -> None:
-    with pytest.raises(RefusedError, match=r"they have 300 rows, dropped were: 300 \(not language_score > 2\)"):
+    with complains(RefusedError, "300 rows", "language_score > 2"):
         prepare(scored, corpus__filters=["language_score > 2"])
 
 
@@ -137,7 +137,7 @@ def test_forbidden_documents_stay_out(prepare: Prepare, repeated: list[Path], tm
         assert counts.dropped["forbidden"] == sum(key in banned for key in hashes_of(plain))
         assert Manifest.read(folder).forbidden is not None
     assert tree(prepare(a, b, tokens__forbid=[str(other)], tokens__workers=2, home="pool")) == tree(folder)
-    with pytest.raises(ConfigError, match=r"tokens\.forbid: there is no token folder .*/none, here or under "):
+    with complains(ConfigError, "tokens.forbid", "/none"):
         prepare(a, b, tokens__forbid=[str(tmp_path / "none")])
 
 
@@ -149,7 +149,7 @@ def test_contains() -> None:
 
 def test_the_types_of_a_filter_must_fit() -> None:
     for text in ("a > 1", "a == 1", "a != 1"):
-        with pytest.raises(ConfigError, match="compares '1' of column 'a' with 1"):
+        with complains(ConfigError, "'1'", "'a'", "1"):
             parse_filters([text])[0].keeps(["1"])
     assert parse_filters(["a == 9007199254740993"])[0].keeps([9007199254740993, 9007199254740992]).tolist() == [
         True,

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from harness import complains
 from tables import ALL, PACK, ROWS, TEXTUAL, arrow, big_window, documents, parquet, written
 
 from prepare.text.documents import read
@@ -84,7 +85,7 @@ def test_a_column_twice(tmp_path: Path, name: str) -> None:
         ".csv": lambda _: b"text,text\na,b\n",
         ".tsv": lambda _: b"text\ttext\na\tb\n",
     }[kind_of(name)](twice)
-    with pytest.raises(ConfigError, match="more than one column is named 'text'"):
+    with complains(ConfigError, "'text'"):
         documents(written(tmp_path, name, data))
 
 
@@ -100,7 +101,7 @@ def test_a_name_twice_in_json(tmp_path: Path, name: str) -> None:
         if is_read:
             assert documents(path)[0] == ["a"]
             continue
-        with pytest.raises(ConfigError, match="more than one column is named 'text'"):
+        with complains(ConfigError, "'text'"):
             documents(path)
 
 
@@ -115,7 +116,7 @@ def test_text_is_compared_as_text(tmp_path: Path, name: str) -> None:
     for word in words:
         assert documents(path, [f'lang == "{word}"'])[0] == [f"text of {word}"]
         assert len(documents(path, [f'lang != "{word}"'])[0]) == len(words) - 1
-    with pytest.raises(ConfigError, match=r"compares '.*' of column 'lang' with 5"):
+    with complains(ConfigError, "'lang'", "5"):
         documents(path, ["lang >= 5"])
 
 
@@ -162,7 +163,7 @@ def test_no_byte_at_all(tmp_path: Path) -> None:
     for name in ALL:
         path = written(tmp_path, name, b"")
         if name.endswith((".parquet", ".arrow")):
-            with pytest.raises(CorruptError, match="0 bytes "):
+            with complains(CorruptError, "0 bytes"):
                 documents(path)
         else:
             assert documents(path)[0] == []
@@ -173,7 +174,7 @@ def test_a_byte_order_mark(tmp_path: Path, name: str) -> None:
     data = ALL[name]({"text": ["first", "second"]})
     assert documents(written(tmp_path, name, b"\xef\xbb\xbf" + data)) == documents(written(tmp_path, f"b{name}", data))
     wide = data.decode().encode("utf-16")
-    with pytest.raises(ConfigError, match=r"is text in UTF-16, not UTF-8.*\n.*\n.*iconv"):
+    with complains(ConfigError, "UTF-16", "UTF-8"):
         documents(written(tmp_path, name, wide))
 
 
@@ -224,12 +225,12 @@ STRANGERS = {
 def test_something_else_in_its_place(tmp_path: Path, name: str, what: str) -> None:
     if what == "an Arrow stream" and name.endswith(".arrow"):
         return
-    with pytest.raises(ConfigError, match=rf"{name}: is {what}.*, whatever its name says"):
+    with complains(ConfigError, name, what):
         documents(written(tmp_path, name, STRANGERS[what]))
     if name in TEXTUAL:
-        with pytest.raises(ConfigError, match=f"is {what}"):
+        with complains(ConfigError, what):
             documents(written(tmp_path, f"{name}.gz", gzip.compress(STRANGERS[what])))
-        with pytest.raises(ConfigError, match=f"is {what}"):  # a clone without git-lfs has pointers there, too
+        with complains(ConfigError, what):  # a clone without git-lfs has pointers there, too
             documents(written(tmp_path, f"{name}.xz", STRANGERS[what]))
 
 
@@ -275,7 +276,7 @@ def test_ends_of_lines(tmp_path: Path, end: str) -> None:
         assert documents(written(tmp_path, name, lines))[0] == ["a", "b\r"]
     spread = b'{"text":\r"a",\r"n": 1}\n{"text": "b"}'  # where JSON lets white space be
     assert documents(written(tmp_path, "a.jsonl", spread))[0] == ["a", "b"]
-    with pytest.raises(CorruptError, match=r"byte 0, row 2: not JSON: .*, column 10 "):
+    with complains(CorruptError, "byte 0", "row 2", "JSON", "column 10"):
         documents(written(tmp_path, "a.jsonl", b'{"text": "a"}\r{"text": }\r'))
 
 

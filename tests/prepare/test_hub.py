@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import complains
 from local_hub import LocalHub, _Handler
 
 from prepare.config import CorpusConfig
@@ -45,7 +46,7 @@ def test_an_answer_that_is_not_the_hubs(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[Any, dict[str, str]]
 ) -> None:
     monkeypatch.setattr(_Handler, "serve_api", lambda self, *_: self.reply(200, *answer))
-    with pytest.raises(NetworkError, match="the answer about me/set is not the Hub's"):
+    with complains(NetworkError, "me/set"):
         pinned(tmp_path)
 
 
@@ -55,7 +56,7 @@ def test_a_token_that_cannot_be_sent(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", secret)
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
-    with pytest.raises(ConfigError, match="HF_TOKEN has a character that no token has"):
+    with complains(ConfigError, "HF_TOKEN"):
         pinned(tmp_path)
 
 
@@ -64,21 +65,21 @@ def test_a_token_that_is_kept_back(hub: LocalHub, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HF_TOKEN", "hf_abc")
     headers = {"X-Error-Message": "Please log in"}
     monkeypatch.setattr(_Handler, "serve_api", lambda self, *_: self.reply(status, {}, headers))
-    with pytest.raises(NetworkError, match=r"Please log in[^!]*MILLPOND_TRUST_ENDPOINT=1"):
+    with complains(NetworkError, "MILLPOND_TRUST_ENDPOINT=1"):
         pinned(tmp_path)
 
 
 @pytest.mark.parametrize("pattern", ["missing/*.jsonl", "data/missing/a.jsonl", "data/x*.jsonl"])
 def test_the_field_that_is_meant_is_blamed(hub: LocalHub, tmp_path: Path, pattern: str) -> None:
     hub.commit("me/set", {"data/a.jsonl": b"{}"})
-    with pytest.raises(ConfigError, match=r"no file matches [^!]*check corpus\.val_files"):
+    with complains(ConfigError, "corpus.val_files"):
         pinned(tmp_path, val_files=(pattern,))
 
 
 @pytest.mark.parametrize("length", [1001, 1100, 2000])
 def test_a_name_that_the_lock_cannot_hold_is_not_pinned(hub: LocalHub, tmp_path: Path, length: int) -> None:
     hub.commit("me/set", {"data/" + "n" * (length - 11) + ".jsonl": b"{}", "data/a.jsonl": b"{}"})
-    with pytest.raises(ConfigError, match=f"a name of {length:,} characters"):
+    with complains(ConfigError, f"{length:,}"):
         pinned(tmp_path)
     assert not (tmp_path / "raw/lock.json").exists()
     assert pinned(tmp_path, "data/a.jsonl") == ["data/a.jsonl"]
@@ -116,9 +117,7 @@ def test_terms_that_are_not_accepted(hub: LocalHub, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_TOKEN", "hf_abc")
     monkeypatch.setenv("MILLPOND_TRUST_ENDPOINT", "1")
     monkeypatch.setattr(_Handler, "serve_api", lambda self, *_: self.reply(403, {}, {"X-Error-Message": "It is gated"}))
-    with pytest.raises(
-        NetworkError, match=rf"It is gated\n.*terms.*\n.*accept the terms at {hub.url}/datasets/me/set,"
-    ):
+    with complains(NetworkError, f"{hub.url}/datasets/me/set"):
         pinned(tmp_path)
 
 
@@ -139,14 +138,14 @@ def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.2")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(NetworkError, match=r"cannot list me/set: .*timed out"):
+        with complains(NetworkError, "me/set"):
             pinned(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["hf-mirror.com", "localhost:8080", "http://", "//hf-mirror.com/", "file:///tmp"])
 def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", given)
-    with pytest.raises(ConfigError, match=f"^HF_ENDPOINT is '{given}', which is no address of a server"):
+    with complains(ConfigError, "HF_ENDPOINT", f"'{given}'"):
         pinned(tmp_path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from harness import tree
+from harness import complains, tree
 
 from prepare.config import CorpusConfig
 from prepare.corpus.pin import pin
@@ -176,7 +176,7 @@ def test_a_list_of_files_that_could_not_be_read_again_is_refused_before_the_work
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text(text(i))
     monkeypatch.setattr("shards.manifest.MAX_BYTES", 1000)
-    with pytest.raises(RefusedError, match=r"3 source files and 0 parts take [\d,]+ bytes, at most 1,000 are read"):
+    with complains(RefusedError, "3 source files", "0 parts", "1,000"):
         prepare(tmp_path / "*.txt")
     assert not list((tmp_path / "home" / "tokens").glob("*"))
 
@@ -201,7 +201,7 @@ def test_thirty_thousand_parts_are_read_again(prepare: Prepare, tmp_path: Path) 
     many = replace(manifest, parts=[replace(part, source=0, **each) for each in files])
     many.write(folder)
     assert Manifest.read(folder) == many
-    with pytest.raises(RefusedError, match=r"at most 67,108,864 are read"):
+    with complains(RefusedError, "67,108,864"):
         replace(manifest, sources=manifest.sources * 600_000).write(folder)
     assert Manifest.read(folder) == many
 

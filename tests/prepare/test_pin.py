@@ -100,18 +100,18 @@ def test_a_file_that_is_reached_again_is_read_once(tmp_path: Path) -> None:
 def test_all_of_it_validation(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     config = CorpusConfig(kind="files", files=(f"{tmp_path}/*.txt",), val_files=(f"{tmp_path}/a.txt",))
-    with pytest.raises(ConfigError, match=r"every file is among corpus\.val_files too"):
+    with complains(ConfigError, "corpus.val_files"):
         pin.pin(config, tmp_path)
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "gone.txt").symlink_to("missing")
-    with pytest.raises(ConfigError, match=r"gone\.txt: is a link that leads nowhere"):
+    with complains(ConfigError, "gone.txt"):
         pin.pin(files(f"{tmp_path}/*.txt"), tmp_path)
     (tmp_path / "gone.txt").unlink()
     (tmp_path / "loop.txt").symlink_to("loop.txt")
-    with pytest.raises(ConfigError, match=r"loop\.txt: is a link that leads in a circle"):
+    with complains(ConfigError, "loop.txt"):
         pin.pin(files(f"{tmp_path}/*.txt"), tmp_path)
 
 
@@ -123,24 +123,24 @@ def test_a_named_corpus_is_taken_whole() -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("a,b")
-    with pytest.raises(ConfigError, match=r"a\.doc: unknown kind of file\ntext is read from \.parquet, \.jsonl, "):
+    with complains(ConfigError, "a.doc", ".parquet", ".jsonl"):
         pin.pin(files(f"{tmp_path}/a.doc"), tmp_path)
 
 
 def test_text_beside_tokens(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.bin").write_bytes(b"\1\0")
-    with pytest.raises(ConfigError, match=r"some files are text and some are tokens, as b\.bin is"):
+    with complains(ConfigError, "b.bin"):
         pin.pin(files(f"{tmp_path}/*"), tmp_path)
 
 
 def test_no_files_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"corpus\.files is empty"):
+    with complains(ConfigError, "corpus.files"):
         pin.pin(files(), tmp_path)
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(ConfigError, match=r"corpus\.name is 'fineweb', known are fineweb-100bt, .*, python-docs, and "):
+    with complains(ConfigError, "corpus.name", "'fineweb'", "fineweb-100bt"):
         pin.resolve(CorpusConfig(name="fineweb"))
 
 
@@ -214,7 +214,7 @@ def test_python_docs_are_pinned_until_forced(tmp_path: Path, monkeypatch: pytest
     assert pin.pin(config, tmp_path / "raw", force=True).record.details == {"a": "1.0", "b": "2.0"}
     path = tmp_path / "raw" / "python-docs.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(CorruptError, match=r"python-docs\.parquet: is not the [\d,]+ bytes with sha256:[0-9a-f]{64}"):
+    with complains(CorruptError, "python-docs.parquet", "sha256"):
         pin.pin(config, tmp_path / "raw")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from harness import tree
+from harness import complains, tree
 
 from prepare.tokens import vocabulary
 from shards import ConfigError, Manifest, ShardHeader, TokenFolder, verify
@@ -106,7 +106,7 @@ def test_what_tokens_cannot_have(prepare: Prepare, llmc: list[Path], setting: di
 
 def test_an_id_that_is_not_in_the_vocabulary(prepare: Prepare, tmp_path: Path) -> None:
     np.array([1, 2, 60000, 3], "<u2").tofile(tmp_path / "a.bin")
-    with pytest.raises(CorruptError, match="60000"):
+    with complains(CorruptError, "60000"):
         prepare(tmp_path / "a.bin")
 
 

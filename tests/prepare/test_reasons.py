@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from harness import complains
 from tables import ALL, arrow, big_window, parquet, written
 
 from prepare.text import rows
@@ -91,11 +92,11 @@ def test_arrow_that_leads_outside_of_its_memory(tmp_path: Path, kind: pa.DataTyp
     for text, changes in ((column, places), (pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), column), places)):
         data = arrow(pa.table({"text": text}))
         assert data.count(changes) == 1
-        with pytest.raises(CorruptError, match=r"a\.arrow: cannot be read"):
+        with complains(CorruptError, "a.arrow"):
             list(read(written(tmp_path, "a.arrow", data.replace(changes, forged)), 0, 1, "text"))
 
 
 def test_arrow_with_an_index_outside_of_its_dictionary(tmp_path: Path) -> None:
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 7]), pa.array(["a", "b"]), safe=False)
-    with pytest.raises(CorruptError, match=r"a\.arrow: cannot be read"):
+    with complains(CorruptError, "a.arrow"):
         list(read(written(tmp_path, "a.arrow", arrow(pa.table({"text": column}))), 0, 1, "text"))

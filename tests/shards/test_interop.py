@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xxhash
 from foreign import EOT, folder_of, llmc, megatron, nanogpt, npy, read, record_of
+from harness import complains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,7 +141,7 @@ def test_our_own_shards_come_in(tiny_folder: Path, tmp_path: Path) -> None:
         assert found.placement == "before"
         assert np.array_equal(found.starts, shard.documents["start"])
         assert np.array_equal(hash_documents(found, tokenizer), shard.documents["hash"])
-    with pytest.raises(CorruptError, match=r"says vocabulary 512 and end-of-text 511, expected 513 and 512"):
+    with complains(CorruptError, "vocabulary 512", "511", "513", "512"):
         read_tokens(tiny_folder / "train-00000.bin", eot=512, vocab_size=513)
 
 

@@ -49,7 +49,7 @@ def test_an_id_outside_the_vocabulary(form: str, four: dict[str, Path]) -> None:
 def test_the_stray_id_is_found_wherever_it_is(value: int, tmp_path: Path) -> None:
     ids = np.zeros(600_000, "<i8")
     ids[543_210] = value
-    with pytest.raises(CorruptError, match=f"token 543,210 is {value}, the vocabulary has 300 ids"):
+    with complains(CorruptError, "543,210", str(value), "300 ids"):
         read(npy(tmp_path / "x.npy", ids))
 
 
@@ -68,7 +68,7 @@ def test_a_file_without_a_header(data: bytes, vocab_size: int, width: int, tmp_p
 
 def test_wider_ids_are_not_read_as_text_with_holes(tmp_path: Path) -> None:
     path = nanogpt(tmp_path / "x.bin", np.arange(3000, dtype="<u4") % EOT)
-    with pytest.raises(CorruptError, match="of its first 2,048 ids every second one is 0"):
+    with complains(CorruptError, "2,048", "0"):
         read(path)
     assert read(path, 70_000).tokens.tolist() == [i % EOT for i in range(3000)]
 
@@ -110,7 +110,7 @@ def test_hostile_numpy_headers(header: str, tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     text = header.encode() + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0\0")
-    with pytest.raises(CorruptError, match=r"x\.npy: "):
+    with complains(CorruptError, "x.npy"):
         read(path)
 
 
@@ -119,7 +119,7 @@ def test_numpy_files_cut_and_grown(four: dict[str, Path]) -> None:
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        with pytest.raises(CorruptError, match=r"npy\.npy: "):
+        with complains(CorruptError, "npy.npy"):
             read(path)
     path.write_bytes(data + b"\0")
     with complains(
@@ -146,7 +146,7 @@ def test_npy_without_its_magic(tmp_path: Path) -> None:
 def test_a_shard_cut_short(four: dict[str, Path]) -> None:
     path = four["llmc"]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CorruptError, match="its header says 1,034"):
+    with complains(CorruptError, "1,034"):
         read(path)
 
 
@@ -219,7 +219,7 @@ def test_damage_is_found_or_harmless(
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"x\.bin: cannot be read: No such file"):
+    with complains(ConfigError, "x.bin"):
         read(tmp_path / "x.bin")
     with pytest.raises(ConfigError, match="is not a file"):
         read(tmp_path)
@@ -228,10 +228,10 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only POSIX systems have named pipes")
 def test_a_pipe_is_not_waited_for(four: dict[str, Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.bin")
-    with pytest.raises(ConfigError, match=r"x\.bin: is not a file"):
+    with complains(ConfigError, "x.bin"):
         read(tmp_path / "x.bin")
     os.mkfifo(four["nanogpt"].with_suffix(".idx"))
-    with pytest.raises(ConfigError, match=r"nanogpt\.idx: is not a file"):
+    with complains(ConfigError, "nanogpt.idx"):
         read(four["nanogpt"])
 
 
@@ -278,7 +278,7 @@ def test_an_empty_shard_among_others(four: dict[str, Path], tmp_path: Path) -> N
 def test_damaged_tokens_are_not_exported(form: Format, ours: TokenFolder, tmp_path: Path) -> None:
     path = ours.path / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"\7\0")
-    with pytest.raises(CorruptError, match="xxh3 of the tokens is"):
+    with complains(CorruptError, "xxh3"):
         export(TokenFolder(ours.path), "train", form, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -304,12 +304,12 @@ def test_a_damaged_sidecar_is_not_exported(starts: list[int], ours: TokenFolder,
         ),
         (b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>", "an HTML page"),
         (b" \n<HTML><body>429 Too Many Requests</body></HTML>", "an HTML page"),
-        (b"PK\x03\x04\x14\0", "a zip archive .*"),
+        (b"PK\x03\x04\x14\0", "a zip archive"),
         (b"\x1f\x8b\x08\0\0\0\0\0", "compressed with gzip"),
         (b"%PDF-1.7\n%", "a PDF"),
     ],
 )
 def test_a_page_or_a_pointer_instead_of_tokens(data: bytes, says: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(CorruptError, match=f"{name}: is {says}, not tokens"):
+    with complains(CorruptError, name, says):
         read(tmp_path / name)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness import complains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ def test_every_document_is_counted(tiny_folder: Path, texts: list[str]) -> None:
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"manifest\.json: no such file"):
+    with complains(ConfigError, "manifest.json"):
         Manifest.read(tmp_path)
 
 
@@ -59,7 +60,7 @@ def test_what_is_not_in_the_schema_is_refused(tiny_folder: Path, tmp_path: Path,
     manifest = json.loads((tiny_folder / "manifest.json").read_text())
     change(manifest)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CorruptError, match=r"manifest\.json: not a valid Manifest"):
+    with complains(CorruptError, "manifest.json"):
         Manifest.read(tmp_path)
 
 
@@ -88,5 +89,5 @@ def test_a_huge_file_is_not_read(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "folder"))
     with (folder / "manifest.json").open("ab") as file:
         file.truncate(65 << 20)
-    with pytest.raises(CorruptError, match=r"such a file has at most 67,108,864"):
+    with complains(CorruptError, "67,108,864"):
         Manifest.read(folder)

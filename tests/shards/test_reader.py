@@ -89,7 +89,7 @@ def test_nothing_appears_before_seal(tmp_path: Path) -> None:
 def test_an_id_beyond_the_vocabulary_is_never_written(tmp_path: Path) -> None:
     with (
         ShardWriter(tmp_path / "t.bin", vocab_size=100, eot=99, placement="before", fingerprint="00" * 32) as shard,
-        pytest.raises(CorruptError, match="token id 100, the vocabulary has 100"),
+        complains(CorruptError, "id 100", "100"),
     ):
         shard.append(np.array([99, 100], np.uint16), np.array([0]), np.zeros(1, np.uint64))
 
@@ -114,7 +114,7 @@ def test_growth_does_not_disturb_who_pinned_fewer_parts(tiny_folder: Path) -> No
 
 
 def test_more_parts_than_there_are(tiny_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="99 parts were pinned, the folder has"):
+    with complains(ConfigError, "99 parts"):
         TokenFolder(tiny_folder, parts=99)
 
 
@@ -138,7 +138,7 @@ def test_one_flipped_byte(folder: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     TokenFolder(folder)  # sizes and headers are right
-    with pytest.raises(CorruptError, match=r"train-00001\.bin: xxh3 of the tokens is [0-9a-f]{16}, its header says"):
+    with complains(CorruptError, "train-00001.bin", "xxh3"):
         TokenFolder(folder, verify="hash")
 
 
@@ -146,13 +146,13 @@ def test_a_truncated_shard(folder: Path) -> None:
     path = folder / "val-00000.bin"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(CorruptError, match=rf"val-00000\.bin: {size - 2:,} bytes, its header says {size:,}"):
+    with complains(CorruptError, "val-00000.bin", f"{size - 2:,}", f"{size:,}"):
         TokenFolder(folder)
 
 
 def test_a_missing_shard(folder: Path) -> None:
     (folder / "train-00000.bin").unlink()
-    with pytest.raises(ConfigError, match=r"train-00000\.bin: cannot be opened: No such file"):
+    with complains(ConfigError, "train-00000.bin"):
         TokenFolder(folder)
 
 
@@ -184,7 +184,7 @@ def npy(header: bytes) -> bytes:
 def test_a_sidecar_that_is_none(folder: Path, data: bytes) -> None:
     """numpy.load has five kinds of exception for these."""
     (folder / "train-00000.docs.npy").write_bytes(data)
-    with pytest.raises(CorruptError, match=r"train-00000\.docs\.npy: not a document index"):
+    with complains(CorruptError, "train-00000.docs.npy"):
         TokenFolder(folder).shards("train")[0].documents  # noqa: B018
 
 
@@ -221,5 +221,5 @@ def test_a_tokenizer_of_another_size(folder: Path, vocab_size: int, eot: int) ->
     tokens = TokenFolder(folder)
     tokenizer = msgspec.structs.replace(tokens.manifest.tokenizer, vocab_size=vocab_size, eot=eot)
     tokens.manifest = msgspec.structs.replace(tokens.manifest, tokenizer=tokenizer)
-    with pytest.raises(CorruptError, match=rf"ends with end-of-text 511, expected {vocab_size} and {eot}"):
+    with complains(CorruptError, "511", str(vocab_size), str(eot)):
         tokens.tokenizer  # noqa: B018

@@ -29,11 +29,11 @@ def test_a_damaged_folder_is_not_pushed(tiny_folder: Path, tmp_path: Path) -> No
     with pytest.raises(CorruptError, match="its header says"):
         push(folder, str(there), print)
     (folder / "train-00000.bin").write_bytes(data[:-2] + b"\0\0")  # right size, right header: only the hash tells
-    with pytest.raises(CorruptError, match=r"train-00000\.bin: sha256 is "):
+    with complains(CorruptError, "train-00000.bin", "sha256"):
         push(folder, str(there), print)
     (folder / "train-00000.bin").write_bytes(data)
     (folder / "val-00000.docs.npy").unlink()
-    with pytest.raises(CorruptError, match=r"val-00000\.docs\.npy: no such file"):
+    with complains(CorruptError, "val-00000.docs.npy"):
         push(folder, str(there), print)
     assert not there.exists()
 
@@ -45,14 +45,14 @@ def test_another_token_folder_is_not_mixed_in(tiny_folder: Path, small: Manifest
     msgspec.structs.replace(manifest, fingerprint="0" * 64).write(there)
     before = tree(there)
     ours = manifest.fingerprint[:8]
-    with pytest.raises(RefusedError, match=f"holds tiny with fingerprint 00000000, not {ours}"):
+    with complains(RefusedError, "00000000", ours):
         push(tiny_folder, str(there), print)
-    with pytest.raises(RefusedError, match=f"holds tiny with fingerprint 00000000, not {ours}"):
+    with complains(RefusedError, "00000000", ours):
         pull(str(tiny_folder), there, print)
     assert tree(there) == before
     part = msgspec.structs.replace(manifest.parts[0], first=9)
     msgspec.structs.replace(manifest, parts=[part]).write(there)
-    with pytest.raises(RefusedError, match="part 0 differs, though the fingerprint"):
+    with complains(RefusedError, "part 0"):
         push(tiny_folder, str(there), print)
     other = tmp_path / "letters"
     other.mkdir()
@@ -107,14 +107,14 @@ def test_a_manifest_without_end_is_not_read(tiny_folder: Path, tmp_path: Path) -
     there = Path(shutil.copytree(tiny_folder, tmp_path / "there"))
     with (there / "manifest.json").open("ab") as file:
         file.truncate(65 << 20)
-    with pytest.raises(CorruptError, match=r"68,157,440 bytes, a manifest has at most 67,108,864"):
+    with complains(CorruptError, "68,157,440", "67,108,864"):
         pull(str(there), tmp_path / "here", print)
 
 
 def test_a_file_that_is_missing_there(tiny_folder: Path, tmp_path: Path) -> None:
     there = Path(shutil.copytree(tiny_folder, tmp_path / "there"))
     (there / "val-00000.bin").unlink()
-    with pytest.raises(NetworkError, match=r"val-00000\.bin: no such file, and the manifest names it"):
+    with complains(NetworkError, "val-00000.bin"):
         pull(str(there), tmp_path / "here", print)
     assert not (tmp_path / "here").exists()
 

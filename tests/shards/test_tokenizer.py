@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from harness import complains
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from prepare.text.documents import TextBatch, clean
@@ -98,7 +99,7 @@ def test_training_is_deterministic(texts: list[str]) -> None:
 
 
 def test_too_little_text_for_the_vocabulary() -> None:
-    with pytest.raises(RefusedError, match=r"the text gives a vocabulary of 2\d\d, 5000 were asked for"):
+    with complains(RefusedError, "5000"):
         vocabulary.train_bpe(batches(["hardly anything, hardly anything"]), 5000)
     with pytest.raises(RefusedError, match="there is no text to train a vocabulary on"):
         vocabulary.train_bpe(batches([""]), 5000)
@@ -107,14 +108,14 @@ def test_too_little_text_for_the_vocabulary() -> None:
 def test_another_ranks_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.tiktoken"
     path.write_bytes(b"IQ== 0\n")
-    with pytest.raises(CorruptError, match=f"sha256 is .*, expected {'0' * 64}"):
+    with complains(CorruptError, "sha256", f"{'0' * 64}"):
         Tokenizer.load(path, "gpt2", "0" * 64)
 
 
 def test_ranks_with_a_hole(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.tiktoken"
     path.write_bytes(b"IQ== 0\nIg== 2\n")
-    with pytest.raises(CorruptError, match="the ranks are not 0 to 1, each once"):
+    with complains(CorruptError, "ranks"):
         Tokenizer.load(path, "x", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -126,7 +127,7 @@ def test_ranks_with_a_hole(tmp_path: Path) -> None:
 def test_lines_that_are_no_ranks(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "tokenizer.tiktoken"
     path.write_bytes(data)
-    with pytest.raises(CorruptError, match="not one base64 token and one rank a line"):
+    with complains(CorruptError, "base64"):
         Tokenizer.load(path, "x", hashlib.sha256(data).hexdigest())
 
 

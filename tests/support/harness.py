@@ -122,10 +122,10 @@ def files_no_longer_than(nbytes: int) -> Iterator[None]:
 
 
 @contextmanager
-def complains(kind: type[MillpondError], *facts: str) -> Iterator[None]:
+def complains(kind: type[MillpondError], *facts: str) -> Iterator[pytest.ExceptionInfo[MillpondError]]:
     """The block raises exactly a `kind`, whose message has the facts: paths, fields, numbers, commands."""
     with pytest.raises(kind) as caught:
-        yield
+        yield caught
     assert type(caught.value) is kind
     states(str(caught.value), *facts)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import files_no_longer_than, tree
+from harness import complains, files_no_longer_than, tree
 
 from shards import CorruptError, DiskError, HostError
 from train.data.windows import LoaderState
@@ -149,7 +149,7 @@ def test_a_list_of_hashes_with_a_line_too_many(tmp_path: Path) -> None:
     path = save(tmp_path, make(5), keep=1)
     with (path / "SHA256SUMS").open("a") as sums:
         sums.write("\n")
-    with pytest.raises(CorruptError, match="SHA256SUMS: more or less than the lines of"):
+    with complains(CorruptError, "SHA256SUMS"):
         checkpoints.load(path)
 
 
@@ -209,7 +209,7 @@ def test_no_flipped_bit_is_loaded(tmp_path: Path) -> None:
 def test_all_are_damaged(tmp_path: Path) -> None:
     for step in (5, 10):
         (save(tmp_path, make(step), keep=2) / "state.json").write_bytes(b"{}")
-    with pytest.raises(CorruptError, match="every checkpoint is damaged: step-000010, step-000005"):
+    with complains(CorruptError, "step-000010", "step-000005"):
         load_latest(tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "step-000009.bad").mkdir()
     (tmp_path / "step-000010").write_bytes(b"a file")
     path.rename(tmp_path / "step-000007")
-    with pytest.raises(CorruptError, match="every checkpoint is damaged: step-000007"):
+    with complains(CorruptError, "step-000007"):
         load_latest(tmp_path)
 
 

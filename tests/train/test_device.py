@@ -64,7 +64,7 @@ def test_without_a_gpu_there_is_the_cpu(machine: Machine, monkeypatch: pytest.Mo
     machine._replace(error="Found no NVIDIA driver on your system").stand_in(monkeypatch)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device() == torch.device("cpu")
-    with pytest.raises(HostError, match=r"train.device is cuda, and this machine has no NVIDIA GPU"):
+    with complains(HostError, "train.device", "NVIDIA", "GPU"):
         pick_device("cuda")
 
 
@@ -82,7 +82,7 @@ def test_code_runs_on_later_gpus_of_its_generation(gpu: Gpu, monkeypatch: pytest
 @pytest.mark.parametrize("gpu", [P100, V100, Gpu("a later one", "GPU-later", (11, 0))])
 def test_a_gpu_that_the_build_has_no_code_for(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine((gpu,)).stand_in(monkeypatch)
-    with pytest.raises(HostError, match=f"{gpu.name} has compute capability"):
+    with complains(HostError, f"{gpu.name}"):
         pick_device()
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_50", "compute_50"])
     assert pick_device().type == "cuda"  # PTX is compiled on the spot, for whatever is as new

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from harness import results
+from harness import complains, results
 from training import Stopped, stop_at, trained
 
 from shards.errors import ConfigError, RefusedError
@@ -117,7 +117,7 @@ def test_what_another_length_made_is_refused(tiny_folder: Path, tmp_path: Path) 
     """A checkpoint of the earlier length belongs to the run up to the step at which it was made longer, only."""
     run(job(tiny_folder, tmp_path, SHORT))
     train = longer(SHORT, 24, 10)
-    with pytest.raises(RefusedError, match="step 12 was made with another recipe"):
+    with complains(RefusedError, "step 12"):
         Session(job(tiny_folder, tmp_path, train, (SHORT, 10)))
     shutil.rmtree(tmp_path / "checkpoints" / "step-000012")
     assert Session(job(tiny_folder, tmp_path, train, (SHORT, 10))).state.step == 10

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness import complains
 
 from shards import RefusedError, TokenFolder
 from train.config import ModelConfig, TrainConfig
@@ -77,5 +78,5 @@ def test_the_loss_of_several_is_that_of_all_their_tokens(sources: tuple[Source, 
 def test_only_what_was_pinned_counts(sources: tuple[Source, Source]) -> None:
     tokens = sum(len(shard.tokens) for shard in TokenFolder(sources[1].folder, parts=1).shards("val"))
     said = f"split val has {tokens:,} tokens, one window takes {tokens + 1:,}"
-    with pytest.raises(RefusedError, match=rf"{said}[^$]*hint: name files with corpus\.val_files"):
+    with complains(RefusedError, said, "corpus.val_files"):
         OpenSources([sources[0], sources[1]._replace(parts=1)], tokens)

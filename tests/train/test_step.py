@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import complains
 from steps import Fixed, stepper, weights
 from torch import Tensor
 
@@ -102,7 +103,7 @@ def test_another_fault_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_even_one_sequence_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = stepper()
     sizes = out_of_memory_at(ours, monkeypatch, lambda call, size: True)
-    with pytest.raises(HostError, match="out of memory with one sequence of 16 tokens") as caught:
+    with complains(HostError, "16 tokens") as caught:
         ours.step(Fixed(4), 2)
     assert "train.checkpoint_activations=true" in caught.value.fix
     assert sizes == [4, 2, 1]

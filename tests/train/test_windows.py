@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness import complains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import counting_stream
@@ -143,8 +144,8 @@ def mixture(folder: Path, sizes: list[int], weights: list[float], seed: int = 5,
     """Folders of so many windows, whose tokens count up from 1,000 times the folder's number."""
     folders = []
     for i, size in enumerate(sizes):
-        (folder / f"{i}").mkdir()
-        stream = counting_stream(folder / f"{i}", [size * seq_len + 1], first_id=1000 * i)
+        (folder / i).mkdir()
+        stream = counting_stream(folder / i, [size * seq_len + 1], first_id=1000 * i)
         folders.append(FolderWindows(stream, seq_len, seed, fingerprint=f"{i}" * 64, tokenizer="gpt2"))
     return Mixture(folders, weights)
 
@@ -216,8 +217,8 @@ def test_a_mixture_does_not_depend_on_batch_or_world_size_and_goes_on_anywhere(
 def test_ends_of_documents_in_a_mixture(tmp_path: Path) -> None:
     folders = []
     for i in range(2):
-        (tmp_path / f"{i}").mkdir()
-        folders.append(FolderWindows(text_stream(tmp_path / f"{i}", [[5 + i, 9, 2] * 9], "before"), 8, 0))
+        (tmp_path / i).mkdir()
+        folders.append(FolderWindows(text_stream(tmp_path / i, [[5 + i, 9, 2] * 9], "before"), 8, 0))
     with TokenLoader(Mixture(folders, [2, 1]), 5, documents=True) as loader:
         for _ in range(9):
             batch = loader.next()
@@ -263,7 +264,7 @@ def test_folders_that_do_not_fit_together(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Mixture([first, other], [1, 1])
-    with pytest.raises(ConfigError, match="2 folders, 1 weights"):
+    with complains(ConfigError, "2 folders", "1 weights"):
         Mixture([first, first], [1])
 
 

@@ -17,15 +17,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # as the command does, before to
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with many parameters, the first and the last are in the fast tier, the others are slow."""
-    cells: dict[str, list[pytest.Item]] = {}
+    """Of a test with several sets of parameters, the first is in the fast tier, the others are slow."""
+    seen: set[str] = set()
     for item in items:
-        cells.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for group in cells.values():
-        kept = {0, len(group) - 1}
-        for number, item in enumerate(group):
-            if number not in kept:
-                item.add_marker(pytest.mark.slow)
+        test = item.nodeid.partition("[")[0]
+        if test in seen:
+            item.add_marker(pytest.mark.slow)
+        seen.add(test)
 
 
 @pytest.fixture(autouse=True)

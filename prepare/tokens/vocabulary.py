@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,7 @@ OTHER_PATTERNS = {  # tiktoken's files, as tiktoken_ext/openai_public.py has the
 TRAINING_BYTES = 10 << 20  # of text; ten times more changes a 4,096-token vocabulary by little
 
 
+@cache
 def gpt2() -> Tokenizer:
     """GPT-2's tokenizer, from the ranks that come with the code."""
     return Tokenizer.load(Path(__file__).with_name("gpt2.tiktoken"), "gpt2", GPT2_RANKS_SHA256)

@@ -16,6 +16,7 @@ def test_killed_while_another_does_the_same(tmp_path: Path) -> None:
     assert storm.kills >= 6 and storm.prepares >= 1
 
 
+@pytest.mark.slow
 def test_killed_while_downloading(tmp_path: Path) -> None:
     with LocalHub() as hub:
         storm = Storm(hub_recipe(tmp_path, hub), tmp_path, 2, {**os.environ, "HF_ENDPOINT": hub.url})

@@ -12,8 +12,7 @@ from local_hub import Fault, LocalHub
 
 from pipeline.config import load
 from prepare.corpus import download as downloading
-from prepare.tokens import vocabulary
-from shards import Manifest, NetworkError, Tokenizer
+from shards import Manifest, NetworkError
 
 FILES = 3
 FAULTS = {
@@ -27,18 +26,12 @@ HARMLESS = {"ignore-range"}  # the whole file comes, which is what is wanted
 Prepare = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_json() -> bytes:
-    return vocabulary.gpt2().to_json()
-
-
 @pytest.fixture
-def hub(texts: list[str], tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def hub(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     with LocalHub() as local:
         monkeypatch.setenv("HF_ENDPOINT", local.url)
         monkeypatch.setattr(downloading, "timeout_seconds", lambda: 0.2)
         monkeypatch.setattr(downloading, "MAX_WAIT", 0.01)
-        monkeypatch.setattr(Tokenizer, "to_json", lambda _: tokenizer_json)  # a second each time, and always the same
         local.commit("org/web", {f"sample/{i}.parquet": parquet(texts[i * 40 : i * 40 + 40]) for i in range(FILES)})
         yield local
 

@@ -120,6 +120,7 @@ def test_evaluate(home: Path) -> None:
     assert "nats/token" in words.stdout and "context 32" in words.stdout
 
 
+@pytest.mark.slow
 def test_document_masks_are_one_line_of_the_recipe(home: Path, tiny_toml: Path) -> None:
     options = ("--home", home, "--name", "masked", "--set", "train.document_mask=true", "--set", "train.steps=10")
     done = run("train", tiny_toml, *options)

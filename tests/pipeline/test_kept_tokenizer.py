@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from harness import litter, tree
+from harness import litter, states, tree
 
 from pipeline.cli.main import main
 from pipeline.home import kept_tokenizer
@@ -72,6 +72,7 @@ def test_a_run_in_another_home_is_sampled_from(trained: Path, elsewhere: Path) -
     assert tree(elsewhere) == before
 
 
+@pytest.mark.slow
 def test_evaluate_says_which_tokens_it_needs(trained: Path, elsewhere: Path) -> None:
     name = tokens_of(trained).name
     said = run("evaluate", "tiny", "--home", elsewhere, code=1).stderr
@@ -82,6 +83,7 @@ def test_evaluate_says_which_tokens_it_needs(trained: Path, elsewhere: Path) -> 
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_the_command_that_evaluate_names_makes_the_tokens(trained: Path, elsewhere: Path) -> None:
     run("prepare", run_of(elsewhere).recipe, "--home", elsewhere)
     assert tree(tokens_of(elsewhere)) == tree(tokens_of(trained))
@@ -152,7 +154,7 @@ def test_a_tokenizer_that_is_not_that_of_the_weights(home: Path, change: str) ->
     said = run("sample", "tiny", "--home", home, code=1).stderr
     theirs = Manifest.read(tokens_of(home)).tokenizer.ranks_sha256[:12]
     assert f"the checkpoint of step 4 was trained with bpe-512 (512 tokens, sha256 {theirs}…), " in said
-    assert f"the tokenizer here is other ({len(tokens) + 1} tokens, sha256 " in said
+    states(said, f"other ({len(tokens) + 1} tokens, sha256 ")
 
 
 def test_training_refuses_it_too(tiny_toml: Path, home: Path) -> None:
@@ -187,7 +189,7 @@ def test_weights_that_do_not_say_their_tokenizer(trained: Path, home: Path) -> N
     assert run("sample", "tiny", *SAMPLE, "--home", home).stdout == expected
     replace_tokenizer(home, TokenFolder(tokens_of(home)).tokenizer.tokens[:300])
     said = run("sample", "tiny", "--home", home, code=1).stderr
-    assert "was trained with 512 embeddings, the tokenizer here is other (301 tokens, " in said
+    states(said, "512 embeddings", "other (301 tokens, ")
 
 
 def test_what_a_killed_beginning_left_is_replaced(tiny_toml: Path, trained: Path, home: Path) -> None:

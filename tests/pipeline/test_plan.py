@@ -78,6 +78,7 @@ def test_only_what_max_tokens_needs(hub: LocalHub, recipe: list[str]) -> None:
     assert found["download"] == sum(map(len, list(next(iter(hub.repos["org/web"].values())).values())[:files]))
 
 
+@pytest.mark.slow
 def test_the_time_of_the_download_is_measured(hub: LocalHub, recipe: list[str]) -> None:
     result = CliRunner().invoke(main, ["plan", *recipe])
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("download")]
@@ -106,6 +107,7 @@ def test_files_that_are_not_parquet_are_sampled_too(
     assert isinstance(found["rate"], float) and found["rate"] > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [(), ("tokens.tokenizer=bpe", "tokens.vocab_size=600")])
 def test_the_sample_says_how_many_tokens(
     corpus_file: Path, tmp_path: Path, recipe: list[str], vocabulary: tuple[str, ...]
@@ -213,6 +215,7 @@ def test_the_rate_is_that_of_the_engine_that_will_do_it(
     assert ("fastokens is not installed here" in result.stderr) == is_said
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_named_is_planned_too(tiny_toml: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["prepare", str(tiny_toml), "--home", str(tmp_path)]).exit_code == 0
     (folder,) = (tmp_path / "tokens").iterdir()

@@ -49,6 +49,7 @@ def test_published_parts_are_never_taken_away(tiny_toml: Path, home: Path) -> No
     assert not (folder / ".parts").exists()
 
 
+@pytest.mark.slow
 def test_a_gap_is_filled_before_anything_is_published(tiny_toml: Path, tmp_path: Path) -> None:
     """Parts 1 and 2 sealed, part 0 not, and few tokens asked for: part 0 must still be built."""
     home = tmp_path / "home"
@@ -119,6 +120,7 @@ def test_a_manifest_that_lost_a_part(tiny_toml: Path, home: Path) -> None:
     assert "part 0 names train-00001.bin as its train shard" in last_lines(run("prepare", tiny_toml, "--home", home), 4)
 
 
+@pytest.mark.slow
 def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     for i in range(150):
         (tmp_path / f"{i:03}.txt").write_text(f"document number {i}, of a part's length. " * 100)

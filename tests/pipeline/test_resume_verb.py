@@ -107,6 +107,7 @@ def test_a_finished_run_says_so(home: Path) -> None:
     assert tree(run_of(home).root) == before
 
 
+@pytest.mark.slow
 def test_the_texts_are_not_needed(corpus_file: Path, toml: Path, tmp_path: Path) -> None:
     texts, recipe = tmp_path / "texts.jsonl", tmp_path / "tiny.toml"
     shutil.copy(corpus_file, texts)
@@ -276,6 +277,7 @@ def test_an_unfinished_run_is_made_longer(toml: Path, tmp_path: Path) -> None:
     assert not list(run_of(tmp_path).root.glob("receipt-*"))
 
 
+@pytest.mark.slow
 def test_before_its_first_checkpoint_a_run_has_no_earlier_length(toml: Path, tmp_path: Path) -> None:
     die(3, "train", toml, *SETTINGS, "--home", tmp_path)
     run("resume", "tiny", "--steps", 20, "--home", tmp_path)
@@ -309,6 +311,7 @@ def test_a_finished_run_whose_weights_are_gone(home: Path) -> None:
     assert run_of(home).receipt.exists() and config.load_run(run_of(home).recipe).train.steps == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "says", "more"),
     [
@@ -384,6 +387,7 @@ def test_two_processes(home: Path, longer: Path) -> None:
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_to_resume(home: Path) -> None:
     process = subprocess.Popen(
         command("resume", "tiny", "--steps", 5000, "--home", home), stderr=subprocess.PIPE, text=True

@@ -252,6 +252,7 @@ def test_gc_leaves_what_is_worked_on_and_what_is_linked(prepared: Path, tiny_fol
     assert [path.name for path in (home / "tokens").iterdir()] == ["linked"]
 
 
+@pytest.mark.slow
 def test_a_linked_token_folder_is_trained_on_and_judged(tiny_toml: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """The folder lies on another disk, say, and only a link to it is under the home."""
     home = ["--home", str(tmp_path / "home")]

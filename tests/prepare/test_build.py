@@ -62,6 +62,7 @@ def test_workers_and_engines_change_nothing(prepare: Prepare, parquet: Path) -> 
         assert other == first, home
 
 
+@pytest.mark.slow
 def test_locale_time_zone_and_hash_seed_change_nothing(parquet: Path, tmp_path: Path) -> None:
     toml = tmp_path / "recipe.toml"
     toml.write_text(f'[corpus]\nkind = "files"\nfiles = ["{parquet}"]\n[tokens]\npart_tokens = 50000\nworkers = 1\n')
@@ -112,6 +113,7 @@ def test_nasty_text_comes_back_or_is_counted(prepare: Prepare, tmp_path: Path) -
     assert np.count_nonzero(shard.tokens == 50256) == 7  # one a document: the literal never became the token
 
 
+@pytest.mark.slow
 def test_a_document_larger_than_a_batch(prepare: Prepare, tmp_path: Path) -> None:
     text = "It is a truth universally acknowledged, that a large document must be in want of a shard. " * 100_000
     (tmp_path / "large.txt").write_text(text)
@@ -119,6 +121,7 @@ def test_a_document_larger_than_a_batch(prepare: Prepare, tmp_path: Path) -> Non
     assert folder.tokenizer.decode(folder.stream("train").window(1, len(folder.stream("train")) - 1)) == text
 
 
+@pytest.mark.slow
 def test_growing_in_steps_is_growing_at_once(prepare: Prepare, parquet: Path) -> None:
     options = {"tokens__part_tokens": 20_000, "home": "steps"}
     folder = prepare(parquet, tokens__max_tokens=50_000, **options)
@@ -225,6 +228,7 @@ def test_real_fineweb_rows(shared: Path, prepare: Prepare, name: str) -> None:
     assert [shard.document(i)[1:].tolist() for i in range(10)] == [folder.tokenizer.encode(text) for text in texts]
 
 
+@pytest.mark.slow
 def test_mixed_real_documents_have_tiktokens_ids(shared: Path, prepare: Prepare) -> None:
     """2,000 of the 39,165 documents; the benchmark compares the whole set."""
     path = shared / "text" / "mix-00.parquet"

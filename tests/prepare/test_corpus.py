@@ -142,6 +142,7 @@ def test_what_is_enough_is_not_fetched_ahead(hub: LocalHub, tmp_path: Path) -> N
     assert {asked.path[-9:] for asked in hub.log if "resolve" in asked.path} == {"0.parquet"}
 
 
+@pytest.mark.slow
 def test_two_recipes_fetch_the_same_files_at_once(hub: LocalHub, tmp_path: Path) -> None:
     """Each file once, and both folders right."""
     hub.slow = 0.01
@@ -191,6 +192,7 @@ def test_source_files_go_when_their_parts_are_sealed(hub: LocalHub, tmp_path: Pa
     assert hub.sent() == sent  # what is sealed is not asked for again
 
 
+@pytest.mark.slow
 def test_growth_without_the_files_before(hub: LocalHub, tmp_path: Path) -> None:
     small = prepare(tmp_path, "corpus.keep_raw=false", "tokens.max_tokens=70000")
     fetched = {asked.path.rpartition("/")[2] for asked in hub.log if asked.where == "cdn"}
@@ -201,6 +203,7 @@ def test_growth_without_the_files_before(hub: LocalHub, tmp_path: Path) -> None:
     assert tree(grown) == tree(prepare(tmp_path, home="once"))
 
 
+@pytest.mark.slow
 def test_a_killed_prepare_asks_only_for_files_that_are_not_sealed(hub: LocalHub, tmp_path: Path) -> None:
     toml = tmp_path / "web.toml"
     toml.write_text(TOML)
@@ -255,6 +258,7 @@ def test_a_repository_on_xet_is_read_over_plain_http(hub: LocalHub, tmp_path: Pa
     assert {asked.where for asked in hub.log} == {"hub", "cdn"}
 
 
+@pytest.mark.slow
 def test_a_file_replaced_under_a_reader(
     hub: LocalHub, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +318,7 @@ def test_megatrons_index_comes_with_its_tokens(hub: LocalHub, tmp_path: Path) ->
         assert not list((tmp_path / home / "raw").rglob("web.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_halves_that_a_kill_left_beside_the_whole_file_are_removed(hub: LocalHub, tmp_path: Path, keep: bool) -> None:
     """It comes between the publishing of the file and the removal of what it was joined from."""

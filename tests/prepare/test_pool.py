@@ -49,6 +49,7 @@ def test_a_killed_worker_is_called_killed(tiny_toml: Path, tmp_path: Path) -> No
     assert "Traceback" not in log and "memory" not in log
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_shows_its_own_error(tiny_toml: Path, tmp_path: Path) -> None:
     """Its tokenizer's file vanishes between the start of the command and that of the workers."""
     code = (
@@ -82,6 +83,7 @@ def test_without_shared_memory_nothing_changes(
     assert tree(prepared(recipe, tmp_path / "two")) == tree(prepared(one, tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_modules_of_the_working_folder_are_not_imported(tiny_toml: Path, tmp_path: Path) -> None:
     names = ("signal", "types", "struct", "socket", "queue", "json", "numpy", "train", "shards", "prepare")
     for name in names:

@@ -78,6 +78,7 @@ def test_a_whole_run_compiles_each_graph_once(
         assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_smaller_micro_batch_compiles_once_more(counting: Counting) -> None:
     """What a run that is out of memory costs."""
     ours = stepper()

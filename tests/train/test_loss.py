@@ -87,6 +87,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_the_logits_are_never_all_there() -> None:
     """They would be 1 GiB; a chunk is 128 MiB."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)

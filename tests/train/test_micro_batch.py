@@ -86,6 +86,7 @@ def test_a_child_that_fails_says_why(work: Callable[..., Fit | Failed], reason: 
     assert reason in found.reason
 
 
+@pytest.mark.slow
 def test_the_child_leaves_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
     """It is the command's answer: evaluate --json is read by programs."""
     assert in_child(finder_work.prints) == Fit(micro_batch=4, eval_batch=4)
@@ -103,6 +104,7 @@ def said_to_be_there(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return torch.device("cuda", 0)
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_ends_in_the_estimate(
     said_to_be_there: torch.device, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

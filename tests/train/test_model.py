@@ -152,7 +152,7 @@ def test_one_batch_can_be_overfitted(form: str, name: str) -> None:
     lr = {"muon": 0.02, "adamw": 3e-3}[name]
     optimizers = Optimizers(model, OptimConfig(name=name, lr=lr, embed_lr=0.02, weight_decay=0.0))
     ids = torch.randint(0, VOCAB, (4, 49))
-    for step in range(150):
+    for step in range(80):
         optimizers.schedule(step + 30, 1000)
         loss = model.loss(ids[:, :-1], ids[:, 1:])
         loss.backward()

@@ -32,7 +32,7 @@ def test_outside_is_an_error_and_no_endless_walk(position: int) -> None:
         Permutation(100, 0, 0)(np.array([position]))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 300), start=st.integers(0, 2000), counts=st.lists(st.integers(0, 400), max_size=5))
 def test_any_way_of_asking_gives_the_same(n: int, start: int, counts: list[int]) -> None:
     order = WindowOrder(n, 5)

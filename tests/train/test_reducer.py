@@ -50,6 +50,7 @@ def test_whichever_way_they_are_computed(two: Ranks, variant: str) -> None:
     assert_same(found, rank_work.learn(World(), 8, variant))
 
 
+@pytest.mark.slow
 def test_compiled(two: Ranks, one: dict[str, Any]) -> None:
     found = two.run(rank_work.learn_in_buckets, SMALL, 2, "compiled")
     assert_same(found, one)

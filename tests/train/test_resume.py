@@ -263,6 +263,7 @@ def test_the_best_evaluation_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
     assert [step_of(path) for path in steps(tmp_path / "again")] == [best, 40]
 
 
+@pytest.mark.slow
 def test_the_best_is_marked_once_its_checkpoint_is_there(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

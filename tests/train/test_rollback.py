@@ -144,6 +144,7 @@ def test_killed_on_the_way_it_ends_the_same(
     assert rows(calm) == rows(killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["metrics.jsonl", "samples.jsonl"])
 def test_killed_in_the_middle_of_going_back(
     tiny_folder: Path, tmp_path: Path, bad: set[int], monkeypatch: pytest.MonkeyPatch, file: str
@@ -170,6 +171,7 @@ def test_killed_in_the_middle_of_going_back(
     assert rows(calm) == rows(killed)
 
 
+@pytest.mark.slow
 def test_the_best_survives_going_back_to_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
     """Step 8 is evaluated after its checkpoint was saved; from 9 to 12 all is bad, and the run goes back to 8."""
     bad |= set(range(8, 14))
@@ -240,6 +242,7 @@ def test_a_bad_weight_goes_back_too(tiny_folder: Path, tmp_path: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_signal_is_obeyed_in_the_middle_of_it(tiny_folder: Path, tmp_path: Path, bad: set[int]) -> None:
     """It comes at 8 and saves at 9, which was skipped: the weights are good. The run goes on, and back to there."""
     bad |= {7, 8, 9, 10}

@@ -118,7 +118,7 @@ def test_the_size_expected_is_the_size_written(tmp_path: Path, name: str, family
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
     folder, nbytes = tmp_path / "runs" / "a" / "checkpoints", 2**60
-    with complains(DiskError, folder, f"{4 * nbytes:,}"):
+    with complains(DiskError, str(folder), f"{4 * nbytes:,}"):
         require_room(folder, nbytes, keep=2, saves=9)
     with complains(DiskError, f"{nbytes:,}"):
         require_room(folder, nbytes, keep=2, saves=1)

@@ -205,6 +205,7 @@ def test_compiled_it_is_the_same_model() -> None:
     assert compiled.model.compiled_hidden.is_compiled
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_without_a_compiler_it_is_eager(caplog: pytest.LogCaptureFixture) -> None:
     import torch._inductor.config as inductor

@@ -144,8 +144,8 @@ def mixture(folder: Path, sizes: list[int], weights: list[float], seed: int = 5,
     """Folders of so many windows, whose tokens count up from 1,000 times the folder's number."""
     folders = []
     for i, size in enumerate(sizes):
-        (folder / i).mkdir()
-        stream = counting_stream(folder / i, [size * seq_len + 1], first_id=1000 * i)
+        (folder / str(i)).mkdir()
+        stream = counting_stream(folder / str(i), [size * seq_len + 1], first_id=1000 * i)
         folders.append(FolderWindows(stream, seq_len, seed, fingerprint=f"{i}" * 64, tokenizer="gpt2"))
     return Mixture(folders, weights)
 
@@ -217,8 +217,8 @@ def test_a_mixture_does_not_depend_on_batch_or_world_size_and_goes_on_anywhere(
 def test_ends_of_documents_in_a_mixture(tmp_path: Path) -> None:
     folders = []
     for i in range(2):
-        (tmp_path / i).mkdir()
-        folders.append(FolderWindows(text_stream(tmp_path / i, [[5 + i, 9, 2] * 9], "before"), 8, 0))
+        (tmp_path / str(i)).mkdir()
+        folders.append(FolderWindows(text_stream(tmp_path / str(i), [[5 + i, 9, 2] * 9], "before"), 8, 0))
     with TokenLoader(Mixture(folders, [2, 1]), 5, documents=True) as loader:
         for _ in range(9):
             batch = loader.next()

@@ -111,6 +111,7 @@ def test_two_learn_what_one_does(two: Ranks, alone: Job, tmp_path: Path) -> None
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_going_on_in_another_number(two: Ranks, alone: Job, tmp_path: Path, before: int, after: int) -> None:
     job = rank_work.job(alone.sources[0].folder, tmp_path, steps=50)
@@ -122,6 +123,7 @@ def test_going_on_in_another_number(two: Ranks, alone: Job, tmp_path: Path, befo
     assert_same(job, alone)
 
 
+@pytest.mark.slow
 def test_going_on_in_the_same_number_is_exact(two: Ranks, tiny_folder: Path, tmp_path: Path) -> None:
     """Bit for bit, with dropout, which each rank draws for itself."""
     calm, stopped = (rank_work.job(tiny_folder, tmp_path / name, dropout=0.1) for name in ("calm", "stopped"))
@@ -135,6 +137,7 @@ def test_going_on_in_the_same_number_is_exact(two: Ranks, tiny_folder: Path, tmp
     assert ended.weights != expected[0].weights
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_damaged(two: Ranks, tiny_folder: Path, tmp_path: Path) -> None:
     """Rank 0 sees it, and all go back to the one before."""
     calm, job = (rank_work.job(tiny_folder, tmp_path / name, dropout=0.1) for name in ("calm", "damaged"))

@@ -1,13 +1,11 @@
 """What a recipe will take, said before it begins."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import checks, mixture
 from pipeline.stages import Pipeline, cores
-from pipeline.terminal import count, size, thousands
 from pipeline.token_recipe import TokenRecipe, engine_of, holds
 from prepare import estimate
 from prepare.tokens import vocabulary
@@ -185,56 +183,3 @@ def training(pipeline: Pipeline, plan: Plan) -> Training | None:
         checkpoint=found.checkpoint_bytes,
         saves=most_at_once(train.keep_checkpoints) * found.checkpoint_bytes,
     )
-
-
-def lines(plan: Plan) -> Iterator[str]:
-    """The plan for a person, at most 80 columns."""
-    yield f"corpus    {plan.corpus}" + (f"  {plan.repo} at {plan.commit[:12]}" if plan.repo else "")
-    rows = f", {plan.rows:,} rows" if plan.rows else ""
-    yield f"files     {plan.files:,} of {plan.source_files:,}{rows}"
-    here = f", {count(plan.done_tokens)} of them here" if plan.done_tokens else ""
-    yield f"tokens    about {count(plan.tokens)}{here}"
-    if plan.download_rate:
-        seconds = plan.download / plan.download_rate
-        yield f"download  {size(plan.download)}, {_duration(seconds)}; {size(plan.download_rate)}/s, measured now"
-    else:
-        yield f"download  {size(plan.download)}" if plan.download else "download  nothing"
-    fits = "" if plan.peak < plan.free else "  NOT ENOUGH"
-    sizes = [f"{size(n)} {what}" for n, what in ((plan.shards, "of shards"), (plan.peak, "at the peak"))]
-    yield f"disk      {', '.join(sizes)}, {size(plan.free)} free{fits}"
-    if plan.rate:
-        seconds = (plan.tokens - plan.done_tokens) / plan.rate
-        if plan.vocabulary_seconds >= 1:
-            yield f"time      {_duration(plan.vocabulary_seconds)} of training the vocabulary, measured now"
-        workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
-        yield f"time      {_duration(seconds)} of tokenizing; {workers}, {count(plan.rate)} tok/s, measured now"
-    yield f"folder    {plan.folder}"
-
-
-def training_lines(training: Training) -> Iterator[str]:
-    """What training takes, for a person, at most 80 columns."""
-    peak = " ".join(thousands(training.peak_flops))
-    yield f"train     {count(training.tokens)} tokens in {training.steps:,} steps, {training.precision}"
-    yield f"device    {training.device}"
-    percent, source = training.mfu_percent, training.peak_source
-    yield f"speed     {training.tok_per_s:,.0f} tok/s, {percent:.1f} % of {peak}FLOP/s ({source})"
-    yield f"time      {_duration(3600 * training.hours)} with evaluations; {_measured(training)}"
-    if training.watts is not None and training.kwh is not None:
-        cost = "" if training.cost is None else f", cost {training.cost:.2f}"
-        yield f"energy    {training.kwh:.3g} kWh of the GPU{cost}; {training.watts:.0f} W, measured now"
-    yield f"saves     {size(training.saves)} at most, {size(training.checkpoint)} a checkpoint"
-
-
-def _measured(training: Training) -> str:
-    if training.measured_steps:
-        steps = "1 step" if training.measured_steps == 1 else f"{training.measured_steps} steps"
-        return f"{steps} measured now"
-    count = training.measured_sequences
-    return f"{'1 sequence' if count == 1 else f'{count} sequences'} measured now, less than a step"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
+from pipeline.cli.options import (
+    as_json,
+    deadline,
+    home,
+    max_hours,
+    pipeline_of,
+    print_json,
+    print_lines,
+    settings,
+    terminal,
+)
 from pipeline.cli.run_verbs import evaluate, resume, sample, status
 from pipeline.cli.shard_verbs import shards
 from shards.errors import TRACEBACK, HostError, Interrupted, MillpondError, OutOfTime, converted
@@ -133,7 +143,8 @@ def prepare(config: str, settings: tuple[str, ...], dry_run: bool, home: Path) -
 @home
 def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> None:
     """Estimate download, disk and time, and measure some training steps: hours, kWh, cost."""
-    from pipeline.plan import training, training_lines
+    from pipeline.cli.pages import training_lines
+    from pipeline.plan import training
 
     pipeline = _pipeline(config, settings, home)[1]
     pipeline.require_device()
@@ -142,8 +153,7 @@ def plan(config: str, settings: tuple[str, ...], as_json: bool, home: Path) -> N
     if as_json:
         print_json({**found._asdict(), "training": trained and trained._asdict()})
     elif trained:
-        for line in training_lines(trained):
-            click.echo(line)
+        print_lines(training_lines(trained))
 
 
 @main.command()
@@ -212,6 +222,7 @@ def train(config: str, name: str | None, fresh: bool, max_hours: float, settings
 @home
 def doctor(as_json: bool, home: Path) -> None:
     """Check Python, packages, memory, disk and GPU."""
+    from pipeline.cli.pages import doctor_lines
     from pipeline.doctor import as_json as to_json
     from pipeline.doctor import examine
     from pipeline.home.layout import Layout
@@ -220,10 +231,7 @@ def doctor(as_json: bool, home: Path) -> None:
     if as_json:
         print_json(to_json(checks))
     else:
-        for check in checks:
-            click.echo(f"{check.state:<8} {check.name:<9} {check.found}")
-            for line in check.advice.splitlines():
-                click.echo(f"{'':<18} {line}")
+        print_lines(doctor_lines(checks))
     if bad := [check.name for check in checks if check.state == "bad"]:
         raise HostError(f"this machine fails: {', '.join(bad)}")
 
@@ -244,11 +252,12 @@ def _run_of(config: Path) -> str:
 
 
 def _plan(pipeline: "Pipeline", *, say: bool) -> "Plan":
-    from pipeline.plan import lines, plan
+    from pipeline.cli.pages import plan_lines
+    from pipeline.plan import plan
 
     found = plan(pipeline)
-    for line in lines(found) if say else ():
-        click.echo(line)
+    if say:
+        print_lines(plan_lines(found))
     return found
 
 

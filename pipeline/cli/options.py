@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,3 +88,9 @@ def pipeline_of(config: str, recipe: "Recipe", home: Path) -> "Pipeline":
 def print_json(value: Any) -> None:
     """`value` on stdout, for a program."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout, for a person."""
+    for line in lines:
+        click.echo(line)

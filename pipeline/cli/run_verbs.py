@@ -1,12 +1,21 @@
 """The verbs on runs that are there: what they reached, what they write, and which there are."""
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from pipeline.cli.options import as_json, deadline, home, max_hours, pipeline_of, print_json, settings, terminal
+from pipeline.cli.options import (
+    as_json,
+    deadline,
+    home,
+    max_hours,
+    pipeline_of,
+    print_json,
+    print_lines,
+    settings,
+    terminal,
+)
 from train.config import DeviceName
 from train.machine.ranks import is_silent
 
@@ -72,18 +81,13 @@ def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None
     RUN is a run's name or its folder [default: the run that was trained last].
     """
     from pipeline import inference
+    from pipeline.cli.pages import evaluation_lines
 
     found = inference.evaluate(*_found(home, run), tokens, best=best, device=device)
     if as_json:
         print_json(found)
         return
-    click.echo(
-        f"{found['run']}, step {found['step']:,}: "
-        f"{found['val_loss']:.4f} nats/token, {found['val_bpb']:.4f} bits/byte\n"
-        f"over {found['val_tokens']:,} validation tokens of {found['token_folder']}, context {found['seq_len']}"
-    )
-    for folder, loss in found.get("val_loss_by_folder", {}).items():
-        click.echo(f"  {folder}: {loss:.4f} nats/token")
+    print_lines(evaluation_lines(found))
 
 
 @click.command()
@@ -131,6 +135,7 @@ def sample(
 @home
 def status(as_json: bool, home: Path) -> None:
     """What is there: token folders and runs."""
+    from pipeline.cli.pages import status_lines
     from pipeline.home.layout import Layout
     from pipeline.status import status as look
 
@@ -138,26 +143,7 @@ def status(as_json: bool, home: Path) -> None:
     if as_json:
         print_json(found)
         return
-    if not found["tokens"] and not found["runs"]:
-        click.echo(
-            f"nothing under {home.absolute()} yet\n"
-            "millpond train makes a first run; --home DIR or MILLPOND_HOME names another home"
-        )
-    for row in found["tokens"]:
-        tokens = f"{row['train_tokens']:,} + {row['val_tokens']:,} tokens, " if row["tokenizer"] else ""
-        _row(f"tokens  {row['folder']}", f"{tokens}{row['state']}")
-    for row in found["runs"]:
-        loss = f", validation {row['val_loss']:.4f} (step {row['val_step']:,})" if "val_loss" in row else ""
-        elsewhere = "" if row["tokens_here"] else ", its tokens are not here"
-        saved = f", saved {row['checkpoint']}" if row["checkpoint"] else ""
-        _row(f"run     {row['run']}", f"{row['state']}, step {row.get('step', 0):,}{loss}{saved}{elsewhere}")
-
-
-def _row(name: str, what: str) -> None:
-    """One row of a list, wrapped at 80 columns."""
-    lines = textwrap.wrap(what, 80 - 8 - 26, break_long_words=False)
-    for i, line in enumerate(lines):
-        click.echo(f"{name if not i else '':<32}  {line}")
+    print_lines(status_lines(found, home))
 
 
 def _found(home: Path, asked: str | None) -> "tuple[Layout, RunPaths]":

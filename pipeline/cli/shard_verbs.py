@@ -6,12 +6,10 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import as_json, home, print_json, terminal
+from pipeline.cli.options import as_json, home, print_json, print_lines, terminal
 from pipeline.home.layout import Layout
 from shards.atomic import make_folder
 from shards.errors import RefusedError
-
-WIDTH = 40  # of the histogram's longest bar
 
 _folder = click.argument("folder")
 _split = click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
@@ -27,23 +25,14 @@ def shards() -> None:
 @home
 def ls(as_json: bool, home: Path) -> None:
     """Every token folder, and the runs that were started on it."""
+    from pipeline.cli.pages import folder_lines
     from pipeline.home.folders import table
-    from pipeline.terminal import count, size
 
     rows = table(Layout(home))
     if as_json:
         print_json([row._asdict() for row in rows])
         return
-    if not rows:
-        click.echo(
-            f"no token folder under {home.absolute()} yet\n"
-            "millpond prepare makes one; --home DIR or MILLPOND_HOME names another home"
-        )
-    for row in rows:
-        tokens = count(row.train_tokens + row.val_tokens)
-        click.echo(f"{row.folder:<32} {tokens:>7} tokens  {size(row.nbytes):>9}  {row.state}")
-        if row.runs:
-            click.echo(f"{'':<32} runs: {', '.join(row.runs)}")
+    print_lines(folder_lines(rows, home))
 
 
 @shards.command()
@@ -54,6 +43,7 @@ def ls(as_json: bool, home: Path) -> None:
 @home
 def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path) -> None:
     """What is in a token folder: documents, tokens, lengths, what was dropped and why."""
+    from pipeline.cli.pages import statistics_lines
     from pipeline.home import folders
     from pipeline.terminal import printable
 
@@ -69,20 +59,7 @@ def inspect(folder: str, doc: int | None, split: Any, as_json: bool, home: Path)
     if as_json:
         print_json(found)
         return
-    source = "  ".join(f"{value}" for key, value in found["corpus"].items() if key in ("name", "repo", "commit"))
-    click.echo(f"{found['folder']}  {source}")
-    click.echo(
-        f"  {found['train_tokens']:,} + {found['val_tokens']:,} tokens (train + val) of {found['tokenizer']}, "
-        f"{found['documents']:,} documents\n"
-        f"  {found['text_bytes']:,} bytes of text, {found['bytes_per_token']:.3f} bytes per token\n"
-        f"  {found['rows']:,} rows were read"
-    )
-    for reason, count in found["dropped"].items():
-        click.echo(f"  {count:,} rows were dropped: {reason}")
-    click.echo(f"  tokens a document, median {found['median_length']:,}, longest {found['longest']:,}:")
-    most = max(found["lengths"].values(), default=1)
-    for lengths, count in found["lengths"].items():
-        click.echo(f"  {lengths:>16}  {count:>10,}  {'#' * -(-count * WIDTH // most)}")
+    print_lines(statistics_lines(found))
 
 
 @shards.command("import")

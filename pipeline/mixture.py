@@ -69,7 +69,8 @@ def _under_home(layout: Layout, name: str, field: str) -> Path:
 def _require_alike(manifests: dict[str, Manifest]) -> None:
     if len({manifest.tokenizer.ranks_sha256 for manifest in manifests.values()}) > 1:
         raise ConfigError(
-            "tokens.mix: the folders have different tokenizers:\n" + _each(manifests, _tokenizer),
+            "tokens.mix: the folders have different tokenizers:\n"
+            + _each(manifests, lambda manifest: str(manifest.tokenizer)),
             "one id would mean different texts",
             "prepare them again with the same tokens.tokenizer",
         )
@@ -89,11 +90,6 @@ def _split(manifest: Manifest) -> str:
     if any(source.split for source in manifest.sources):
         return _BY_FILES
     return f"documents are validation by their hash, val_fraction {manifest.val_fraction:g}"
-
-
-def _tokenizer(manifest: Manifest) -> str:
-    record = manifest.tokenizer
-    return f"{record.name}, {record.vocab_size:,} tokens, sha256 {record.ranks_sha256[:12]}…"
 
 
 def _each(manifests: dict[str, Manifest], say: Callable[[Manifest], str]) -> str:

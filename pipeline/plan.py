@@ -23,22 +23,22 @@ class Plan(NamedTuple):
     config: str
     folder: str
     corpus: str
-    repo: str
-    commit: str
-    source_files: int
-    files: int
-    rows: int
-    download: int
-    download_rate: float | None
     tokens: int
     done_tokens: int
-    shards: int
-    peak: int
     free: int
-    workers: int
-    rate: float | None
-    vocabulary_seconds: float
     vocab_size: int
+    repo: str = ""
+    commit: str = ""
+    source_files: int = 0
+    files: int = 0
+    rows: int = 0
+    download: int = 0
+    download_rate: float | None = None
+    shards: int = 0
+    peak: int = 0
+    workers: int = 0
+    rate: float | None = None
+    vocabulary_seconds: float = 0.0
 
 
 class Training(NamedTuple):
@@ -121,21 +121,9 @@ def _ready(pipeline: Pipeline, given: list[Path]) -> Plan:
         config=pipeline.config,
         folder=", ".join(map(str, given)),
         corpus=", ".join(manifest.corpus.name for manifest in manifests),
-        repo="",
-        commit="",
-        source_files=0,
-        files=0,
-        rows=0,
-        download=0,
-        download_rate=None,
         tokens=tokens,
         done_tokens=tokens,
-        shards=0,
-        peak=0,
         free=shutil.disk_usage(pipeline.layout.home).free,
-        workers=0,
-        rate=None,
-        vocabulary_seconds=0.0,
         vocab_size=manifests[0].tokenizer.vocab_size,
     )
 

@@ -1,14 +1,21 @@
 """The [corpus] and [tokens] tables of a recipe: everything that determines a token folder."""
 
+import difflib
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from shards.errors import ConfigError
 from shards.fingerprint import NOT_IDENTITY
 from shards.header import Placement
 
 Executor = Literal["local", "ray"]
+TOKENIZERS = ("gpt2", "bpe")
+TOKENIZER_FILES = (".tiktoken", ".json")
+MIN_VOCAB = 256 + 1 + 1  # of a trained one: the bytes, one merge and end-of-text
 
 
 class CorpusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,3 +55,28 @@ class TokensConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     engine: Annotated[Literal["fastokens", "tiktoken"], Meta(extra=NOT_IDENTITY)] = "fastokens"  # same ids
     executor: Annotated[Executor, Meta(extra=NOT_IDENTITY)] = "local"  # processes here, or a Ray cluster
     workers: Annotated[int, Meta(ge=0, le=1024, extra=NOT_IDENTITY)] = 0  # 0 = one per core
+
+
+def require_tokenizer(tokens: TokensConfig) -> None:
+    """ConfigError when `tokens.tokenizer` names no tokenizer, or `tokens.vocab_size` does not fit it."""
+    name, path = tokens.tokenizer, Path(tokens.tokenizer).expanduser()
+    if name not in TOKENIZERS and path.suffix not in TOKENIZER_FILES:
+        near = difflib.get_close_matches(name, TOKENIZERS, n=1, cutoff=0.4)
+        hint = f"--set tokens.tokenizer={near[0] if near else 'gpt2'}"
+        raise ConfigError(f"Unknown tokenizer {name!r}: gpt2, bpe, or a .json or .tiktoken file", "", hint)
+    if name not in TOKENIZERS and not path.is_file():
+        raise ConfigError(f"tokens.tokenizer: no such file: {path} (looked from {Path.cwd()})", "", "check the path")
+    if name not in TOKENIZERS and not os.access(path, os.R_OK):
+        raise ConfigError(f"tokens.tokenizer: {path} cannot be read", "", "give yourself the right to read it")
+    if name != "bpe" and tokens.vocab_size:
+        raise ConfigError(
+            f'tokens.vocab_size is {tokens.vocab_size}, and tokens.tokenizer is "{name}"',
+            "vocab_size applies only to a vocabulary that is trained",
+            "leave vocab_size out, or --set tokens.tokenizer=bpe",
+        )
+    if name == "bpe" and tokens.vocab_size < MIN_VOCAB:
+        raise ConfigError(
+            f'tokens.vocab_size is {tokens.vocab_size}, a "bpe" tokenizer has at least {MIN_VOCAB}',
+            "256 bytes, one merge and end-of-text",
+            "--set tokens.vocab_size=4096",
+        )

@@ -152,6 +152,9 @@ class TokenizerRecord(_Record, frozen=True, kw_only=True):
     ranks_sha256: Sha256
     json_sha256: Sha256
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.vocab_size:,} tokens, sha256 {self.ranks_sha256[:12]}…)"
+
 
 class Manifest(_Record, frozen=True, kw_only=True):
     """Everything a token folder holds.

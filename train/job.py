@@ -51,21 +51,16 @@ def require_same_tokenizer(progress: Progress, tokenizer: TokenizerRecord) -> No
     """RefusedError when the checkpoint was trained on other ids than those of `tokenizer`, as far as it says that."""
     before = progress.tokenizer
     if before is not None and before.ranks_sha256 != tokenizer.ranks_sha256:
-        raise other_tokenizer(progress, describe(before), tokenizer)
+        raise other_tokenizer(progress, str(before), tokenizer)
 
 
 def other_tokenizer(progress: Progress, before: str, tokenizer: TokenizerRecord) -> RefusedError:
     """Why `tokenizer` is none for weights that were trained with `before`."""
     return RefusedError(
-        f"the checkpoint of step {progress.step} was trained with {before}, the tokenizer is {describe(tokenizer)}",
+        f"the checkpoint of step {progress.step} was trained with {before}, the tokenizer is {tokenizer}",
         "with another tokenizer every id means something else",
         "bring back the tokenizer or the token folder that the run was started with",
     )
-
-
-def describe(tokenizer: TokenizerRecord) -> str:
-    """A tokenizer in words."""
-    return f"{tokenizer.name} ({tokenizer.vocab_size:,} tokens, sha256 {tokenizer.ranks_sha256[:12]}…)"
 
 
 class Result(NamedTuple):

@@ -2,104 +2,54 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from shards.atomic import make_folder, nearest_existing
 from shards.errors import HostError
 from shards.manifest import folder_name
 
 
-class RunPaths(NamedTuple):
+class RunPaths:
     """The files of one run."""
 
-    root: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe, as TOML."""
-        return self.root / "run.toml"
-
-    @property
-    def tokens(self) -> Path:
-        """The token folders and the parts that the run was started with."""
-        return self.root / "tokens.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The folder of the run's own copy of its tokenizer."""
-        return self.root / "tokenizer"
-
-    @property
-    def receipt(self) -> Path:
-        """Written last: the run is finished."""
-        return self.root / "receipt.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.recipe = root / "run.toml"  # resolved, with every default
+        self.tokens = root / "tokens.json"  # the token folders and the parts that the run was started with
+        self.tokenizer = root / "tokenizer"  # the folder of the run's own copy
+        self.checkpoints = root / "checkpoints"  # one folder a checkpoint
+        self.metrics = root / "metrics.jsonl"  # one row of numbers a log step or evaluation
+        self.samples = root / "samples.jsonl"  # one row a sample
+        self.tensorboard = root / "tensorboard"  # its event files, where they are asked for
+        self.evaluation = root / "evaluation.json"  # the receipt of the newest evaluation
+        self.receipt = root / "receipt.json"  # written last: the run is finished
 
     def former_receipt(self, steps: int) -> Path:
         """The receipt of the end that the run had after `steps` steps, before it was made longer."""
         return self.root / f"receipt-{steps:06}.json"
 
-    @property
-    def evaluation(self) -> Path:
-        """The receipt of the newest evaluation."""
-        return self.root / "evaluation.json"
 
-    @property
-    def metrics(self) -> Path:
-        """One row of numbers a log step or evaluation."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """One row a sample."""
-        return self.root / "samples.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files, where it is asked for."""
-        return self.root / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
-        return self.root / "checkpoints"
-
-
-class Layout(NamedTuple):
+class Layout:
     """Where things are under one home."""
 
-    home: Path
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.tokens = home / "tokens"  # one token folder each
+        self.runs = home / "runs"  # one run each
+        self.locks = home / "locks"  # one file for each thing that is being worked on
+        self.fits = home / "fits.json"  # the micro-batches that were found best, for all runs
+        self.compiled = home / "compiled"  # what torch has compiled, which a resumed run need not compile again
 
     def raw(self, corpus: str) -> Path:
         """A corpus's source files and its lock.json."""
         return self.home / "raw" / corpus
 
-    @property
-    def tokens(self) -> Path:
-        """All token folders."""
-        return self.home / "tokens"
-
     def token_folder(self, corpus: str, fingerprint: str) -> Path:
         """One token folder."""
         return self.tokens / folder_name(corpus, fingerprint)
 
-    @property
-    def runs(self) -> Path:
-        """All runs."""
-        return self.home / "runs"
-
     def run(self, name: str) -> RunPaths:
         """One run's files."""
         return RunPaths(self.runs / name)
-
-    @property
-    def fits(self) -> Path:
-        """The micro-batches that were found best, one file for all runs."""
-        return self.home / "fits.json"
-
-    @property
-    def compiled(self) -> Path:
-        """What torch has compiled, which a resumed run need not compile again."""
-        return self.home / "compiled"
 
     def keep_compiled(self) -> None:
         """Have torch keep what it compiles under this home, unless the user has named another place for it.
@@ -113,11 +63,6 @@ class Layout(NamedTuple):
     def receipt(self, stage: str, target: str) -> Path:
         """The receipt of a stage that has no folder of its own to put it in."""
         return self.home / "receipts" / f"{stage}-{target}.json"
-
-    @property
-    def locks(self) -> Path:
-        """All lock files."""
-        return self.home / "locks"
 
     def lock(self, target: str) -> Path:
         """Held by the one process that works on `target`."""

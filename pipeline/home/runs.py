@@ -111,7 +111,8 @@ def find(layout: Layout, asked: str | None) -> tuple[Layout, RunPaths]:
     run = RunPaths(path.parent if path.name == RunPaths(path).recipe.name else path)
     if _exists(run):
         own = Layout(run.root.parent.parent)
-        return own if own.run(run.root.name) == run and own.tokens.exists() else layout, run
+        is_its_own = own.runs == run.root.parent and own.tokens.exists()
+        return own if is_its_own else layout, run
     place = layout.runs.absolute() if is_name else run.root.parent
     names = _names(place)
     near = difflib.get_close_matches(run.root.name, names, n=1, cutoff=0.5)

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from prepare.config import TokensConfig
+from prepare.config import TokensConfig, require_tokenizer
 from prepare.text.documents import TextBatch
 from shards.atomic import publish_bytes, sha256_of
 from shards.errors import ConfigError, RefusedError
@@ -30,16 +30,11 @@ def gpt2() -> Tokenizer:
 def existing(config: TokensConfig) -> Tokenizer | None:
     """The tokenizer that needs no training: GPT-2's, or the one in a file; None for "bpe".
 
-    ConfigError when there is no such tokenizer.
+    ConfigError when there is no such tokenizer, or its file does not split text as ours do.
     """
+    require_tokenizer(config)
     if config.tokenizer == "bpe":
         return None
-    if config.vocab_size:
-        raise ConfigError(
-            f'tokens.vocab_size is {config.vocab_size}, and tokens.tokenizer is "{config.tokenizer}"',
-            'vocab_size applies only to tokenizer = "bpe"',
-            "leave vocab_size out, or --set tokens.tokenizer=bpe",
-        )
     if config.tokenizer == "gpt2":
         return gpt2()
     path = Path(config.tokenizer).expanduser()
@@ -53,25 +48,13 @@ def existing(config: TokensConfig) -> Tokenizer | None:
             )
         tokenizer = Tokenizer.load(path, "", sha256)
         return Tokenizer("gpt2" if sha256 == GPT2_RANKS_SHA256 else f"bpe-{tokenizer.vocab_size}", tokenizer.tokens)
-    if path.suffix == ".json":
-        return Tokenizer.from_vocab(path)
-    raise ConfigError(
-        f"tokens.tokenizer is {config.tokenizer!r}",
-        '"gpt2", "bpe" (trained on the corpus), or the path of a tokenizer.json, vocab.json or .tiktoken file',
-        "--set tokens.tokenizer=gpt2",
-    )
+    return Tokenizer.from_vocab(path)
 
 
 def recipe_of(config: TokensConfig, tokenizer: Tokenizer | None) -> dict[str, str | int]:
-    """What determines the tokenizer, for a fingerprint. ConfigError when "bpe" cannot have such a vocabulary."""
+    """What determines the tokenizer, for a fingerprint."""
     if tokenizer is not None:
         return {"ranks": hashlib.sha256(tokenizer.to_tiktoken()).hexdigest()}
-    if config.vocab_size < 257 + 1:
-        raise ConfigError(
-            f'tokens.vocab_size is {config.vocab_size}, a "bpe" tokenizer has at least 258',
-            "256 bytes, one merge and end-of-text",
-            "--set tokens.vocab_size=4096",
-        )
     return {"trainer": metadata.version("tokenizers"), "text_bytes": TRAINING_BYTES}
 
 

@@ -208,8 +208,8 @@ def test_a_folder_of_another_tokenizer(home: Home) -> None:
     said = mixed(home, other.name)
     assert refused(said, 2)
     facts = [
-        f"  {home.left}: {names[0]}, 512 tokens, sha256 {shas[0]}…",
-        f"  {other.name}: {names[1]}, 300 tokens, sha256 {shas[1]}…",
+        f"  {home.left}: {names[0]} (512 tokens, sha256 {shas[0]}…",
+        f"  {other.name}: {names[1]} (300 tokens, sha256 {shas[1]}…",
     ]
     states(said.stderr, "tokens.mix", "tokens.tokenizer", *facts)
 

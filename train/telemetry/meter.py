@@ -113,14 +113,6 @@ class Meter:
         """Of the run so far, as far as it is known."""
         return self._kwh_before + (self._joules() or 0.0) / JOULES_A_KWH
 
-    def scale(self) -> Row:
-        """What MFU is measured by."""
-        return {
-            "flops_per_token": self.flops_per_token,
-            "peak_flops": self.peak.flops,
-            "peak_source": self.peak.source,
-        }
-
     def summary(self, tokens: int) -> Row:
         """The whole run's `hours`, mean `tok_per_s` (evaluations and saves included), memory and energy."""
         seconds = self.seconds

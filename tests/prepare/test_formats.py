@@ -57,20 +57,13 @@ def test_compressed(tmp_path: Path, name: str, suffix: str) -> None:
 
 @each_of_text
 @each_compression
-@pytest.mark.parametrize("damage", ["empty", "cut", "cut in the second", "garbage after it", "another format"])
-def test_a_compressed_file_is_whole_or_an_error(tmp_path: Path, name: str, suffix: str, damage: str) -> None:
+def test_a_compressed_file_is_complete_or_an_error(tmp_path: Path, name: str, suffix: str) -> None:
     data = PACK[suffix](ALL[name]({"text": ["some text " * 50]}))
-    broken = {
-        "empty": b"",
-        "cut": data[:-3],
-        "cut in the second": data + data[: len(data) // 2],
-        "garbage after it": data + b"garbage",
-        "another format": b"plain text",
-    }[damage]
-    path = written(tmp_path, name + suffix, broken)
-    with pytest.raises(CorruptError, match=rf"{name}{suffix}: .*(is 0 bytes|in the middle of|no valid)") as caught:
-        documents(path)
-    assert "fetch or copy the file again" in str(caught.value)
+    empty, cut, garbage, other = b"", data[:-3], data + b"garbage", b"plain text"
+    for broken in (empty, cut, data + data[: len(data) // 2], garbage, other):
+        path = written(tmp_path, name + suffix, broken)
+        with complains(CorruptError, f"{name}{suffix}", "fetch or copy"):
+            documents(path)
 
 
 @each_of_rows
@@ -221,17 +214,17 @@ STRANGERS = {
 
 
 @each_format
-@pytest.mark.parametrize("what", STRANGERS)
-def test_something_else_in_its_place(tmp_path: Path, name: str, what: str) -> None:
-    if what == "an Arrow stream" and name.endswith(".arrow"):
-        return
-    with complains(ConfigError, name, what):
-        documents(written(tmp_path, name, STRANGERS[what]))
-    if name in TEXTUAL:
-        with complains(ConfigError, what):
-            documents(written(tmp_path, f"{name}.gz", gzip.compress(STRANGERS[what])))
-        with complains(ConfigError, what):  # a clone without git-lfs has pointers there, too
-            documents(written(tmp_path, f"{name}.xz", STRANGERS[what]))
+def test_something_else_in_its_place(tmp_path: Path, name: str) -> None:
+    for what, data in STRANGERS.items():
+        if what == "an Arrow stream" and name.endswith(".arrow"):
+            continue
+        with complains(ConfigError, name, what):
+            documents(written(tmp_path, name, data))
+        if name in TEXTUAL:
+            with complains(ConfigError, what):
+                documents(written(tmp_path, f"{name}.gz", gzip.compress(data)))
+            with complains(ConfigError, what):  # a clone without git-lfs has pointers there, too
+                documents(written(tmp_path, f"{name}.xz", data))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,14 @@ def results(rows: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in GAUGES} for row in read_rows(rows)]
 
 
+def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]], rel: float, **others: float) -> None:
+    """The same fields, and numbers that differ by at most `rel` of their size; `others` says how far for one field."""
+    for row, its in zip(found, expected, strict=True):
+        assert row.keys() == its.keys()
+        for field, value in its.items():
+            assert row[field] == pytest.approx(value, rel=others.get(field, rel)), (its["step"], field)
+
+
 def stdlib_texts() -> list[str]:
     """About 2,000 real documents, 1 MB: the standard library's own docstrings, which every Python has."""
     found: list[str] = []

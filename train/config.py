@@ -66,6 +66,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return self.d_ff
         return 4 * self.d_model if self.is_gpt2 else -(-8 * self.d_model // (3 * 64)) * 64
 
+    @property
+    def block_weights(self) -> int:
+        """How many weights the matrices of one block have: what its arithmetic is counted by."""
+        return 4 * self.d_model**2 + (2 if self.is_gpt2 else 3) * self.d_model * self.ff_width
+
 
 class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The optimizer and its schedule. With `muon`, `lr` is for the matrices of the blocks and AdamW takes the rest."""

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, assert_never
 
 import msgspec
 
@@ -76,12 +76,17 @@ class Trackers:
         self._open.clear()
 
     def _begin(self, name: TrackerName, step: int) -> None:
-        opened: dict[TrackerName, Callable[[RunPaths, dict[str, Any], int], Tracker]] = {
-            "tensorboard": TensorBoard,
-            "wandb": WandB,
-            "trackio": Trackio,
-        }
-        self._open[name] = opened[name](self._run, msgspec.to_builtins(self._recipe), step)
+        kind: Callable[[RunPaths, dict[str, Any], int], Tracker]
+        match name:
+            case "tensorboard":
+                kind = TensorBoard
+            case "wandb":
+                kind = WandB
+            case "trackio":
+                kind = Trackio
+            case _:
+                assert_never(name)
+        self._open[name] = kind(self._run, msgspec.to_builtins(self._recipe), step)
 
     def _try(self, name: TrackerName, action: Callable[[], None]) -> None:
         try:

@@ -81,9 +81,7 @@ def flops_per_token(model: ModelConfig, vocab_size: int) -> int:
     As PaLM's appendix B counts (Chowdhery et al. 2022): causal attention as if it were full, activations that are
     computed again not at all. Looking up an embedding is free, so tied and untied models cost the same.
     """
-    feed_forward = (2 if model.is_gpt2 else 3) * model.d_model * model.ff_width
-    block = 4 * model.d_model**2 + feed_forward
-    weights = model.n_layer * block + vocab_size * model.d_model
+    weights = model.n_layer * model.block_weights + vocab_size * model.d_model
     return 6 * weights + 12 * model.n_layer * model.d_model * model.seq_len
 
 

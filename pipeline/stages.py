@@ -18,11 +18,12 @@ from pipeline import checks, drift, mixture
 from pipeline.config import Recipe
 from pipeline.home import folders, receipt
 from pipeline.home.layout import Layout, RunPaths
-from pipeline.terminal import Terminal, count, plural, size
+from pipeline.terminal import Terminal
 from shards.atomic import discard, locked, make_folder, sha256_of, sweep
 from shards.errors import ConfigError, DiskError, RefusedError
 from shards.fingerprint import fingerprint
 from shards.manifest import MANIFEST, Manifest
+from shards.numbers import count, plural, size
 from train.machine.gpus import read_driver
 
 if TYPE_CHECKING:  # pyarrow and torch are loaded by the stage that needs them

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from pipeline.home.layout import RunPaths
+from shards.numbers import clock, count, thousands
 from train import events
 
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ class Terminal:
         }
         if "watts" in row:
             columns["watts"] = f"{row['watts']:7.0f}"
-        columns["left"] = f"{_clock(event.eta_seconds):>10}"
+        columns["left"] = f"{clock(event.eta_seconds):>10}"
         if not self._in_table:
             header = "".join(name.rjust(len(text)) for name, text in columns.items())
             self._log.print(Text(header, style="dim"))
@@ -152,7 +153,7 @@ class Terminal:
         cost = f", cost {row['cost']:.2f}" if "cost" in row else ""
         self._log.print(
             Text("trained   ", style="bold green").append(
-                f"{count(event.tokens)} tokens in {_clock(3600 * row['hours'])}, {count(row['tok_per_s'])} tok/s, "
+                f"{count(event.tokens)} tokens in {clock(3600 * row['hours'])}, {count(row['tok_per_s'])} tok/s, "
                 f"{row['memory_gb']:.1f} GB{energy}{cost}",
                 style="not bold default",
             )
@@ -183,33 +184,3 @@ def _short(rate: float) -> str:
 def printable(text: str, keep: str = "") -> str:
     """The text with U+FFFD in place of what a terminal would act upon; the characters of `keep` stay."""
     return "".join(mark if mark.isprintable() or mark in keep else "\ufffd" for mark in text)
-
-
-def thousands(number: float) -> tuple[str, str]:
-    """Three digits and the thousands they count: 854.4e6 is "854" and "M"."""
-    prefixes = ["", "k", "M", "G", "T"]
-    while number >= 999.5 and len(prefixes) > 1:
-        number /= 1000
-        prefixes.pop(0)
-    return f"{number:.{0 if number >= 99.95 else 1}f}", prefixes[0]
-
-
-def count(number: float) -> str:
-    """A count of tokens or steps as the field prints it: 854k, 2.0B."""
-    return "".join(thousands(number)).replace("G", "B")
-
-
-def size(nbytes: float) -> str:
-    """Bytes in the unit that fits, of 1,000 each: 1.8 kB, 50.2 MB, 12.3 GB."""
-    return "{} {}B".format(*thousands(nbytes)) if nbytes >= 1000 else f"{nbytes:.0f} bytes"
-
-
-def plural(number: int, what: str) -> str:
-    """1 part, 3 parts."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.terminal import count, plural, size, thousands
+from shards.numbers import count, plural, size, thousands
 
 if TYPE_CHECKING:
     from pipeline.doctor import Check

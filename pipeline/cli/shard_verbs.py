@@ -10,6 +10,7 @@ from pipeline.cli.options import as_json, home, print_json, print_lines, termina
 from pipeline.home.layout import Layout
 from shards.atomic import make_folder
 from shards.errors import RefusedError
+from shards.numbers import size
 
 _folder = click.argument("folder")
 _split = click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
@@ -147,7 +148,6 @@ def pull(url: str, parts: int | None, home: Path) -> None:
 def gc(yes: bool, home: Path) -> None:
     """The token folders that no run was started on."""
     from pipeline.home.folders import garbage, remove, sweep_removed
-    from pipeline.terminal import size
 
     if yes:
         sweep_removed(Layout(home))

@@ -10,12 +10,13 @@ import numpy as np
 
 from prepare.corpus import hub
 from prepare.corpus.download import Remote, download, matches, sweep_parts
-from prepare.corpus.progress import Progress
 from prepare.text.formats import bytes_per_token, kind_of
 from shards.atomic import locked, make_folder, sweep
 from shards.errors import CorruptError, NetworkError
 from shards.manifest import CorpusRecord, SourceRecord
+from shards.numbers import size
 from shards.sharing.hub_access import is_offline
+from shards.sharing.progress import Progress
 from shards.sharing.retry import Note
 
 try:
@@ -197,7 +198,7 @@ class HubCorpus(Corpus):
             )
         with locked(self._lock(f".{i}"), is_over=self._stop.is_set):  # two recipes may want the same file at once
             if self._find(i) is None:
-                self._note(f"downloading {source.name}, {source.nbytes / 1e6:,.1f} MB")
+                self._note(f"downloading {source.name}, {size(source.nbytes)}")
                 sweep(make_folder(path.parent), path.name)
                 download(self._remote(i), path, self._stop, self._note, self._progress.of(source.name, source.nbytes))
                 self._matched[i] = path, state_of(path)

@@ -8,7 +8,6 @@ import io
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
@@ -20,11 +19,11 @@ from shards.atomic import AtomicFile, make_folder, nearest_existing, publish_byt
 from shards.errors import ConfigError, HostError, MillpondError, NetworkError, RefusedError
 from shards.header import HEADER_BYTES
 from shards.sharing.hub_access import bound_waiting, endpoint, is_offline, timeout_seconds, token
+from shards.sharing.progress import Progress
 from shards.sharing.retry import PASSING, Note, Retries, reason_of
 
 T = TypeVar("T")
 CHUNK = 16 << 20  # bytes asked for at once; the Hub counts requests, 3,000 in five minutes without an account
-NOTE_SECONDS = 10.0  # between two lines that say how far it is
 COMMIT_SECONDS = 60.0  # that the Hub may take to answer, with a commit of many files
 BATCH_FILES = 50  # what the Hub advises for one commit
 BATCH_BYTES = 8 << 30
@@ -207,14 +206,15 @@ class HubStorage(Storage):
         """
         from huggingface_hub import CommitOperationAdd
 
-        progress = _Progress(sum(path.stat().st_size for path, _ in files), self.note)
+        nbytes = sum(path.stat().st_size for path, _ in files)
+        came = Progress(nbytes, self.note).of("sending", nbytes)
         for batch in _batches(files):
             with ExitStack() as opened:
                 additions = []
                 for path, sha256 in batch:
                     addition = CommitOperationAdd(self._prefix + path.name, path)
                     addition.upload_info.sha256 = bytes.fromhex(sha256)  # known, so it is not read once more for it
-                    addition.path_or_fileobj = opened.enter_context(_Sent(path, progress))  # not sent through Xet
+                    addition.path_or_fileobj = opened.enter_context(_Sent(path, came))  # not sent through Xet
                     additions.append(addition)
                 self._commit(additions, f"Add {len(batch)} files of tokens")
             for path, _ in batch:
@@ -250,36 +250,17 @@ def _batches(files: Sequence[tuple[Path, str]]) -> Iterator[list[tuple[Path, str
         yield batch
 
 
-class _Progress:
-    """How much of `nbytes` was sent, said every few seconds; several threads may tell it at once."""
-
-    def __init__(self, nbytes: int, note: Note) -> None:
-        self._nbytes, self._note, self._lock = nbytes, note, threading.Lock()
-        self._sent, self._began = 0, time.monotonic()
-        self._said = self._began
-
-    def add(self, nbytes: int) -> None:
-        """So many more were sent."""
-        with self._lock:
-            self._sent += nbytes
-            now = time.monotonic()
-            if now - self._said < NOTE_SECONDS:
-                return
-            self._said, rate = now, self._sent / (now - self._began) / 1e6
-        self._note(f"sending: {self._sent / 1e6:,.1f} of {self._nbytes / 1e6:,.1f} MB, {rate:.1f} MB/s")
-
-
 class _Sent(io.BufferedReader):
     """A file that tells how much of it was read."""
 
-    def __init__(self, path: Path, progress: _Progress) -> None:
+    def __init__(self, path: Path, came: Callable[[int, bool], None]) -> None:
         super().__init__(io.FileIO(path))
-        self._progress = progress
+        self._came = came
 
     def read(self, size: int | None = -1, /) -> bytes:
         """See io.BufferedReader."""
         data = super().read(size)
-        self._progress.add(len(data))
+        self._came(len(data), True)
         return data
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from harness import states
 
-from pipeline.terminal import Terminal, thousands
+from pipeline.terminal import Terminal
+from shards.numbers import thousands
 from train.events import Ended, Evaluated, Logged, Saved, Started
 
 START = Started(

@@ -345,7 +345,9 @@ def test_halves_that_a_kill_left_beside_the_whole_file_are_removed(hub: LocalHub
 
 def test_a_download_says_how_far_it_is(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prepare.config import CorpusConfig
-    from prepare.corpus import pin, progress
+    from prepare.corpus import pin
+    from shards.numbers import size
+    from shards.sharing import progress
 
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     config = CorpusConfig(kind="hub", repo="org/web", files=("sample/*.parquet",))
@@ -357,9 +359,9 @@ def test_a_download_says_how_far_it_is(hub: LocalHub, tmp_path: Path, monkeypatc
         lines = [line for line in said if " left" in line]
         if lines:
             whole = sum(source.nbytes for source in corpus.sources)
-            pattern = r"sample/\d\.parquet: [\d.]+ MB of [\d.]+ MB, [\d.]+ MB/s, 0:\d\d left; in all [\d.]+ MB of "
-            assert all(re.match(pattern + f"{whole / 1e6:.1f} MB, ", line) for line in lines)
-            assert f"in all {whole / 1e6:.1f} MB of {whole / 1e6:.1f} MB, 0:00 left" in lines[-1]
+            pattern = rf"sample/\d\.parquet: \S+ .B of \S+ .B, \S+ .B/s, 0:\d\d left; in all \S+ .B of {size(whole)}, "
+            assert all(re.match(pattern, line) for line in lines)
+            assert f"in all {size(whole)} of {size(whole)}, 0:00 left" in lines[-1]
             first = lines
     assert first and not lines  # the second time all is here
 

@@ -49,7 +49,7 @@ status: $(millpond) ## What is there: token folders and runs
 doctor: $(millpond) ## Check Python, packages, memory, disk and GPU
 	@$(millpond) doctor
 
-test: .venv/dev ## Run the tests, every promise once (four minutes on two cores)
+test: .venv/dev ## Run the tests, every promise once (a few minutes)
 	@.venv/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-all: .venv/dev ## Run all tests, with kills, damage and full disks by the dozen

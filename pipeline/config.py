@@ -84,7 +84,7 @@ def save(recipe: Recipe, path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{path}: is no file", "a recipe is one TOML file", "check the path")
+            raise ConfigError(f"{path}: is not a file", "a recipe is one TOML file", "check the path")
         return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise from_os_error(error, path, "read") from error
@@ -107,7 +107,7 @@ def _set(data: dict[str, Any], setting: str) -> None:
         value = text  # a bare word or path is text without quotes
     fields = data.setdefault(table, {})
     if not isinstance(fields, dict):
-        raise ConfigError(f"--set {setting}: {table} is no table of fields", f"write [{table}] above its fields")
+        raise ConfigError(f"--set {setting}: {table} is not a table of fields", f"write [{table}] above its fields")
     field, nested, entry = field.partition(".")
     if not nested:
         fields[field] = value

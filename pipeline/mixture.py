@@ -77,7 +77,7 @@ def _require_alike(manifests: dict[str, Manifest]) -> None:
     splits = {_split(manifest) for manifest in manifests.values()}
     if len(splits) > 1 or _BY_FILES in splits:
         raise ConfigError(
-            "tokens.mix: the folders are not split by one rule:\n" + _each(manifests, _split),
+            "tokens.mix: the folders are not split by the same rule:\n" + _each(manifests, _split),
             "a text could be validation in one and training in another, and the validation loss would say too little",
             "prepare them again with the same tokens.val_fraction, and without corpus.val_files",
         )

@@ -70,7 +70,7 @@ def _begin(pipeline: Pipeline, world: World, run: RunPaths, until: float, *, fre
         elif run.checkpoints.exists():
             raise RefusedError(
                 f"{run.recipe}: is missing, and there are checkpoints",
-                "what they were made with is not known any more",
+                "the recipe that made them is not known any more",
                 f"restore it, or start over: millpond train {pipeline.config} --name {run.root.name} --fresh",
             )
         _train(pipeline, world, run, pinned, until, aside)

@@ -67,7 +67,7 @@ def require_tokenizer(tokens: TokensConfig) -> None:
     if name not in TOKENIZERS and not path.is_file():
         raise ConfigError(f"tokens.tokenizer: no such file: {path} (looked from {Path.cwd()})", "", "check the path")
     if name not in TOKENIZERS and not os.access(path, os.R_OK):
-        raise ConfigError(f"tokens.tokenizer: {path} cannot be read", "", "give yourself the right to read it")
+        raise ConfigError(f"tokens.tokenizer: {path} cannot be read", "", "give yourself permission to read it")
     if name != "bpe" and tokens.vocab_size:
         raise ConfigError(
             f'tokens.vocab_size is {tokens.vocab_size}, and tokens.tokenizer is "{name}"',

@@ -64,7 +64,7 @@ def publish_file(temp: Path, path: Path) -> None:
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
-    """Open a file for reading; CorruptError when it is no file with an end: a device, a pipe, a folder.
+    """Open a file for reading; CorruptError when it is not a file with an end: a device, a pipe, a folder.
 
     Without `follow_links` also when its name is a link. Opening never waits, as that of a pipe would.
     """
@@ -75,7 +75,7 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
         raise from_os_error(error, path, "opened") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CorruptError(f"{path}: is no regular file", "it could be endless, or wait for ever")
+        raise CorruptError(f"{path}: is not a regular file", "reading it could take for ever")
     return os.fdopen(descriptor, "rb")
 
 

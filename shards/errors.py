@@ -94,7 +94,7 @@ def from_os_error(error: OSError, path: Path, doing: str) -> MillpondError:
     """The typed error for an OSError met while `doing` something to `path`: "read", "written", "made", ..."""
     what, number = f"{path}: cannot be {doing}: {error.strerror or error}", error.errno
     if number in _PERMISSION and doing in ("read", "opened", "mapped"):
-        return HostError(what, "nothing was changed", "give yourself the right to read it, or run as its owner")
+        return HostError(what, "nothing was changed", "give yourself permission to read it, or run as its owner")
     if number in _PERMISSION:
         return HostError(
             what, "nothing was changed", "make the folder writable, or choose another place with --home DIR"

@@ -82,7 +82,7 @@ class ShardHeader(msgspec.Struct, frozen=True, kw_only=True):
         width = next((width for width, form in _FORMS.items() if form[0] == magic), None)
         if width is None:
             known = " or ".join(str(form[0]) for form in _FORMS.values())
-            raise CorruptError(f"{name}: word 0 is {magic}, a shard starts with {known}", "this is no token shard")
+            raise CorruptError(f"{name}: word 0 is {magic}, a shard starts with {known}", "this is not a token shard")
         if version != _FORMS[width][1]:
             raise CorruptError(f"{name}: word 1 is version {version}, expected {_FORMS[width][1]}", "", _REFETCH)
         if tokens < 0:
@@ -101,7 +101,7 @@ class ShardHeader(msgspec.Struct, frozen=True, kw_only=True):
             or not -1 <= max_id < vocab_size
         ):
             fields = f"vocabulary {vocab_size}, end-of-text {eot}, placement {placement}, {documents} documents"
-            raise CorruptError(f"{name}: words 5-9 cannot be: {fields}, largest id {max_id}", "", _REFETCH)
+            raise CorruptError(f"{name}: words 5-9 are not valid: {fields}, largest id {max_id}", "", _REFETCH)
         return cls(
             tokens=tokens,
             token_bytes=width,

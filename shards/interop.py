@@ -212,7 +212,7 @@ def _read_headerless(path: Path, vocab_size: int) -> NDArray[Any]:
     width, nbytes = width_of(vocab_size), path.stat().st_size
     if nbytes == 0 or nbytes % width:
         raise CorruptError(
-            f"{path}: {nbytes:,} bytes, which are no whole number of {width}-byte ids",
+            f"{path}: {nbytes:,} bytes, which is not a whole number of {width}-byte ids",
             f"without a header it is read as nanoGPT's, and a vocabulary of {vocab_size:,} takes {width} bytes an id",
             _AGAIN,
         )

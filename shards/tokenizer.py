@@ -94,7 +94,7 @@ class Tokenizer:
             raise CorruptError(
                 f"{path}: a vocabulary of {tokenizer.vocab_size} that ends with end-of-text {tokenizer.eot}, "
                 f"expected {record.vocab_size} and {record.eot}",
-                "some ids would mean nothing, or something else",
+                "some ids would have another meaning, or none",
                 "copy the file again from where it came",
             )
         return tokenizer

@@ -179,7 +179,7 @@ def _require_whole_batches(sizes: tuple[int, ...], model: ModelConfig, train: Tr
         name = "batch_tokens" if size == train.batch_tokens else "batch_ramp"
         if rest:
             raise ConfigError(
-                f"train.{name} is {size}, no multiple of model.seq_len, {model.seq_len}",
+                f"train.{name} is {size}, not a multiple of model.seq_len, {model.seq_len}",
                 "a step is a whole number of windows",
                 f"--set train.{name}={max(1, sequences) * model.seq_len}",
             )

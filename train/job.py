@@ -43,7 +43,7 @@ class Job(NamedTuple):
             f"{self.checkpoints}: the checkpoint of step {progress.step} was made with another recipe than the run's:\n"
             + fields,
             "run.toml or tokens.json was edited, or the checkpoint copied: its weights belong to its own recipe",
-            "undo that; or millpond train with --name OTHER for a new run, with --fresh to start this one over",
+            "undo that, or use millpond train with --name OTHER for a new run, with --fresh to start this one over",
         )
 
 

@@ -31,7 +31,7 @@ from train.trial import Trial
 logger = logging.getLogger(__name__)
 NEAR_BEST = 0.98  # a rate this near the best is as good, and the smaller batch that has it leaves room
 MOST_EVALUATED = 256  # sequences: no GPU is faster with more
-PATIENCE = 600.0  # seconds without a word from the child, which compiles for a minute or two at a time
+PATIENCE = 600.0  # seconds without a message from the child, which compiles for a minute or two at a time
 STEP_VERSION = 2  # of the code that is timed: what was measured with another one is measured again
 
 

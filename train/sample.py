@@ -43,7 +43,7 @@ def generate(
 
 def _pick(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
     if not logits.isfinite().all():
-        raise RefusedError("the model's answer is not a number", "it has diverged", "train it again at a lower rate")
+        raise RefusedError("the model's logits are not finite", "it has diverged", "train it again at a lower rate")
     if not temperature >= MIN_TEMPERATURE:
         return int(logits.argmax())
     values, choices = logits.topk(min(top_k, len(logits)))

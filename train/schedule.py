@@ -202,4 +202,4 @@ def _refuse_odd_lengths(planned: list[int], until: list[int]) -> None:
                 "leave train.earlier to millpond resume RUN --steps N",
             )
     if until != sorted(set(until)):
-        raise ConfigError(f"train.earlier: the steps {until} do not rise", "", "leave it to millpond resume")
+        raise ConfigError(f"train.earlier: the steps {until} do not increase", "", "leave it to millpond resume")

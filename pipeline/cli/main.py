@@ -233,7 +233,7 @@ def doctor(as_json: bool, home: Path) -> None:
     else:
         print_lines(doctor_lines(checks))
     if bad := [check.name for check in checks if check.state == "bad"]:
-        raise HostError(f"this machine fails: {', '.join(bad)}")
+        raise HostError(f"this machine fails the checks: {', '.join(bad)}")
 
 
 def _pipeline(config: str, settings: tuple[str, ...], home: Path) -> "tuple[str, Pipeline]":

@@ -170,8 +170,8 @@ def _unreadable(error: OSError, path: Path) -> HostError:
     if isinstance(error, PermissionError):
         return HostError(
             f"{path}: cannot be read: {error.strerror}",
-            "files in it would be missing from the corpus without a word",
-            "give yourself the right to read it, or leave it out of corpus.files",
+            "files in it would silently be missing from the corpus",
+            "give yourself permission to read it, or leave it out of corpus.files",
         )
     raise from_os_error(error, path, "read") from error
 
@@ -235,7 +235,7 @@ def _preference(path: Path) -> tuple[bool, int, str]:
 
 
 def _file_inode(path: Path) -> Inode | None:
-    """What the file at `path` is; None when it is no file."""
+    """What the file at `path` is; None when it is not a file."""
     if not str(path).isprintable():
         raise ConfigError(f"{str(path)!r}: a file name that cannot be printed", "", "rename it")
     try:
@@ -254,7 +254,7 @@ def _no_match(pattern: str, field: str, spelled: str, kind_of: Callable[[str], s
     if Path(spelled).is_dir():
         return folder_named(field, pattern, instead(spelled.rstrip("/"), LocalTree(), kind_of))
     if Path(spelled).exists():
-        return ConfigError(f"{field}: {pattern} is no regular file", "it is read more than once", "copy it into one")
+        return ConfigError(f"{field}: {pattern} is not a regular file", "it is read more than once", "copy it into one")
     folder, _, name = spelled.rpartition("/")
     near = get_close_matches(name, [entry.name for entry in LocalTree().entries(folder)], n=1)
     hint = f"did you mean {_joined(folder, near[0])}" if near else "check the path"

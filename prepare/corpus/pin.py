@@ -94,7 +94,7 @@ def _placed(config: CorpusConfig) -> CorpusConfig:
     if place and place.revision and config.revision not in (_UNSET.revision, place.revision):
         raise ConfigError(
             f"corpus.repo names revision {place.revision!r} and corpus.revision is {config.revision!r}",
-            "the text would be one of the two",
+            "only one of the two can be read",
             "leave one of them out",
         )
     if place and place.is_file and config.files:
@@ -115,7 +115,7 @@ def _placed(config: CorpusConfig) -> CorpusConfig:
     if not (config.repo and config.files):
         raise ConfigError(
             'corpus.kind is "hub", and corpus.repo or corpus.files is not set',
-            "a dataset on the Hub is named by both",
+            "a dataset on the Hub needs both",
             "--set corpus.repo=OWNER/NAME --set corpus.files=PATTERN",
         )
     return config
@@ -222,7 +222,7 @@ def _believed(lock: _Lock, path: Path) -> _Lock:
     is_hub = REPO.fullmatch(details.get("repo", "")) and re.fullmatch("[0-9a-f]{40}", details.get("commit", ""))
     if strays or not lock.sources or (lock.asked.get("kind") == "hub" and not is_hub):
         raise CorruptError(
-            f"{path}: pins what cannot be: {strays[0] if strays else details}",
+            f"{path}: is not a valid lock: {strays[0] if strays else details}",
             "it says which files are fetched, and from where",
             "millpond fetch CONFIG --force",
         )
@@ -307,7 +307,7 @@ def _pin_hub(config: CorpusConfig, asked: dict[str, str]) -> _Lock:
     found = hub.listing(config.repo, config.revision, {fixed_folder(each) for each in config.files + config.val_files})
     for name in found.files:
         if _leads_out(name):
-            raise CorruptError(f"{config.repo}: {name!r} leads out of its folder", "such a listing is not believed")
+            raise CorruptError(f"{config.repo}: {name!r} is outside of its folder", "such a listing is not used")
     where = f"{config.repo} at {found.commit}"
     val = listed_files(config.val_files, "corpus.val_files", found.files, where, _format_of)
     names = val | listed_files(config.files, "corpus.files", found.files, where, _format_of)

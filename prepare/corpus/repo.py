@@ -64,7 +64,7 @@ def parse_repo(given: str) -> RepoAddress:
     else:
         is_file = "." in (inside[-1] if inside else "")
     if not REPO.fullmatch(name):
-        raise _no_dataset(given, "is no name of a dataset")
+        raise _no_dataset(given, "is not the name of a dataset")
     return RepoAddress(name, revision, "/".join(inside), bool(inside) and is_file)
 
 

@@ -77,7 +77,7 @@ def parse_filters(texts: Iterable[str]) -> list[Filter]:
         match = _FILTER.fullmatch(text)
         if match is None:
             raise ConfigError(
-                f"corpus.filters: {text!r} is no condition",
+                f"corpus.filters: {text!r} is not a condition",
                 'one is COLUMN OPERATOR VALUE, as in int_score >= 3, language == "en" or len(text) >= 200',
                 "fix the filter",
             )

@@ -65,7 +65,7 @@ def refuse_stranger(path: Path, head: bytes | None = None, *own: str) -> None:
             head = file.read(HEAD_BYTES)
     found = nature_of(head)
     if found is not None and found.name not in own:
-        raise ConfigError(f"{path}: is {found.what}, whatever its name says", "it holds none of the text", found.fix)
+        raise ConfigError(f"{path}: is {found.what}, despite its name", "it holds none of the text", found.fix)
 
 
 class _Unpacked(io.RawIOBase):

@@ -43,7 +43,7 @@ def existing(config: TokensConfig) -> Tokenizer | None:
         if sha256 in OTHER_PATTERNS:
             raise ConfigError(
                 f"{path}: is {OTHER_PATTERNS[sha256]}, which does not split text as GPT-2 does",
-                "with GPT-2's pattern its ids would be other ones",
+                "with GPT-2's pattern its ids would be different",
                 "--set tokens.tokenizer=gpt2",
             )
         tokenizer = Tokenizer.load(path, "", sha256)
@@ -79,7 +79,9 @@ def train_bpe(batches: Iterable[TextBatch], vocab_size: int) -> Tokenizer:
         ),
     )
     if model.get_vocab_size() == 256:
-        raise RefusedError("there is no text to train a vocabulary on", "no two characters meet twice", "add text")
+        raise RefusedError(
+            "there is no text to train a vocabulary on", "no pair of characters occurs twice", "add text"
+        )
     if model.get_vocab_size() != vocab_size - 1:
         raise RefusedError(
             f"the text gives a vocabulary of {model.get_vocab_size() + 1}, {vocab_size} were asked for",

@@ -14,7 +14,7 @@ def endpoint() -> str:
     given = os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
     if urlsplit(given).scheme not in ("http", "https") or not urlsplit(given).hostname:
         raise ConfigError(
-            f"HF_ENDPOINT is {given!r}, which is no address of a server",
+            f"HF_ENDPOINT is {given!r}, which is not the address of a server",
             "datasets are asked for there",
             f"set it to https://{given.rpartition('/')[2] or 'HOST'}, or unset it",
         )

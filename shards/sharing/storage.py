@@ -58,7 +58,7 @@ class Storage:
             self.url = self.url if "://" in self.url else str(self._folder)  # where a relative name leads to
             found = nearest_existing(self._folder)
             if not found.is_dir():
-                raise ConfigError(f"{found}: is no folder", "", "name another")
+                raise ConfigError(f"{found}: is not a folder", "", "name another")
 
     def size(self, name: str) -> int | None:
         """The bytes of file `name`, None when it is not there."""
@@ -143,7 +143,7 @@ class Storage:
                     raise NetworkError(
                         f"{where}: {reason_of(error)}",
                         "what has arrived is kept",
-                        "check the address and your right to it, then run the same command again",
+                        "check the address and your permission to read it, then run the same command again",
                     ) from error
                 retries.wait(error, reason_of(error))
         raise CancelledError
@@ -202,7 +202,7 @@ class HubStorage(Storage):
     def send(self, files: Sequence[tuple[Path, str]], sent: Callable[[Path], None]) -> None:
         """Send local files in commits of some fifty; what an interrupted one had sent is not sent again.
 
-        Over plain HTTP, which every hub has: where there is no Xet, huggingface_hub would wait for it without a word.
+        Over plain HTTP, which every hub has: where there is no Xet, huggingface_hub would wait for it silently.
         """
         from huggingface_hub import CommitOperationAdd
 

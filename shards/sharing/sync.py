@@ -164,7 +164,7 @@ def _needed_manifest(storage: Storage) -> Manifest:
     if found is None:
         raise ConfigError(
             f"{storage.url}/{MANIFEST}: no such file",
-            "this is no token folder, or its push has not finished",
+            "this is not a token folder, or its push has not finished",
             "check the address and, for a private dataset, HF_TOKEN",
         )
     return found
@@ -180,7 +180,7 @@ def _manifest_here(folder: Path, wanted: Manifest) -> Manifest | None:
     strays = [path.name for path in folder.glob("[!.]*") if path.name not in known and not _SHARD.fullmatch(path.name)]
     if strays and not (folder / PULL).is_dir():  # its own files without a manifest are what is left of it
         raise RefusedError(
-            f"{folder}: has files in it, and is no token folder: {min(strays)}",
+            f"{folder}: has files in it, and is not a token folder: {min(strays)}",
             "they would be mixed with the shards",
             "name a folder that is empty or not there yet",
         )

@@ -289,7 +289,7 @@ class Attack:
             self.attempt("lock.json", read)
 
     def forgeries(self) -> None:
-        """What is no file at all, once in the place of each file; reading it may neither hang nor take memory."""
+        """What is not a file at all, once in the place of each file; reading it may neither hang nor take memory."""
         for name in sorted(self.folder.files):
             for what, forge in FORGERIES.items():
                 folder = Path(shutil.copytree(self.folder.path, self.scratch / f"{name}-{what}"))

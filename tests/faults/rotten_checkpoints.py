@@ -175,7 +175,7 @@ def strike(good: Path, scratch: Path, corrupt: Corruption, dice: random.Random, 
         if found is None or not same(found, expected):
             return f"loaded {found and found.progress}, expected step {expected.step}"
         silent = [path.name for path in passed if path.name not in heard.said]
-        return f"passed over without a word: {silent}" if silent else ""
+        return f"passed over silently: {silent}" if silent else ""
     finally:
         shutil.rmtree(scratch)
 

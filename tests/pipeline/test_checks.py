@@ -28,7 +28,7 @@ GPT2 = TINY.replace('tokenizer = "bpe"\nvocab_size = 512\n', "")
         ),
         (["tokens.tokenizer=bpe", "tokens.vocab_size=100"], 'a "bpe" tokenizer has at least 258', "vocab_size=4096"),
         (["tokens.forbid=nothing-12345678"], "tokens.forbid: there is no token folder nothing-12345678", "shards ls"),
-        (["corpus.filters=lang is en"], "corpus.filters: 'lang is en' is no condition", "fix"),
+        (["corpus.filters=lang is en"], "corpus.filters: 'lang is en' is not a condition", "fix"),
         (["tokens.tokenizer=bert", "tokens.forbid=gone"], "Unknown tokenizer 'bert'", "; check the name"),
     ],
 )

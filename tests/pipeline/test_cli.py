@@ -249,7 +249,7 @@ def test_usage_errors_exit_with_2() -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("train.batch_tokens=100", "train.batch_tokens is 100, no multiple of model.seq_len, 32"),
+        ("train.batch_tokens=100", "train.batch_tokens is 100, not a multiple of model.seq_len, 32"),
         ("train.micro_batch=3", "train.micro_batch is 3, a step has 8 sequences"),
         ("model.n_head=5", "model.d_model is 32, model.n_head 5"),
         ("train.tokens=1000", "train.tokens is 1000 and train.steps is 60"),

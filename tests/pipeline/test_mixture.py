@@ -225,7 +225,7 @@ def test_folders_that_are_split_by_different_rules(home: Home, tmp_path: Path) -
     ):
         other = prepared(load(str(home.grow), (*alike, *settings))[1], home.path)
         assert refused(mixed(home, other.name), 2, 5) == [
-            "error: tokens.mix: the folders are not split by one rule:",
+            "error: tokens.mix: the folders are not split by the same rule:",
             f"  {home.left}: {by_hash} 0.1",
             f"  {other.name}: {said}",
             "a text could be validation in one and training in another, and the validation loss would say too little",

@@ -190,7 +190,7 @@ def test_a_damaged_line_of_metrics(tiny_toml: Path, trained: Path, line: bytes) 
     path.write_bytes(line + path.read_bytes())
     (trained / "runs" / "tiny" / "receipt.json").unlink()
     found = last_lines(run("train", tiny_toml, "--home", trained, "--set", "train.steps=4"), 4)
-    assert f"{path}: line 1 is no row with a step" in found
+    assert f"{path}: line 1 is not a row with a step" in found
     assert run("status", "--home", trained).exit_code == 0
 
 
@@ -256,7 +256,7 @@ def test_a_recipe_that_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.toml").mkdir()
     os.mkfifo(tmp_path / "b.toml")
     for name in ("a.toml", "b.toml"):
-        assert f"{name}: is no file" in last_lines(run("prepare", tmp_path / name), 2)
+        assert f"{name}: is not a file" in last_lines(run("prepare", tmp_path / name), 2)
     (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[corpus]\nkind = 'files'\nfiles = ['none']\n")
     assert "no file matches 'none'" in last_lines(run("prepare", tmp_path / "c.toml", "--home", tmp_path / "h"), 2)
 

@@ -311,7 +311,7 @@ def test_push_mends_a_damaged_folder(prepared: Path, tiny_folder: Path, tmp_path
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     run(prepared, "push", tiny_folder.name, tmp_path / "shelf")
     assert tree(tmp_path / "shelf") == tree(tiny_folder)
-    assert "is no folder" in run(prepared, "push", tiny_folder.name, path / "x", code=2).output
+    assert "is not a folder" in run(prepared, "push", tiny_folder.name, path / "x", code=2).output
 
 
 def test_a_folder_that_is_named_is_not_fetched(prepared: Path, tiny_folder: Path, tiny_toml: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_folder_without_its_manifest_says_so_and_pull_restores_it(tiny_folder:
     assert tree(folder) == before
     (folder / "manifest.json").unlink()
     (folder / "mine.txt").write_text("something else")
-    assert "has files in it, and is no token folder: mine.txt" in run(home, "pull", there, code=1).output
+    assert "has files in it, and is not a token folder: mine.txt" in run(home, "pull", there, code=1).output
 
 
 def test_a_push_to_a_folder_says_where(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_the_column_of_a_filter_must_be_there(prepare: Prepare, scored: Path) ->
     "text", ["", "score", "score > ", "score >= three", "a b > 1", "score => 3", "__import__('os')"]
 )
 def test_what_is_no_condition(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no condition"):
+    with pytest.raises(ConfigError, match="is not a condition"):
         parse_filters([text])
 
 

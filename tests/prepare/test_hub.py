@@ -110,7 +110,7 @@ def test_the_home_of_a_user_that_is_not_there() -> None:
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    assert local(f"{tmp_path}/pipe.txt").what == f"corpus.files: {tmp_path}/pipe.txt is no regular file"
+    assert local(f"{tmp_path}/pipe.txt").what == f"corpus.files: {tmp_path}/pipe.txt is not a regular file"
 
 
 def test_terms_that_are_not_accepted(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

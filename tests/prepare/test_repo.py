@@ -52,10 +52,10 @@ def test_understood(given: str, place: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ("foo bar", "is no name of a dataset"),
-        ("me/my set", "is no name of a dataset"),
-        ("/", "is no name of a dataset"),
-        ("me/a..b", "is no name of a dataset"),
+        ("foo bar", "is not the name of a dataset"),
+        ("me/my set", "is not the name of a dataset"),
+        ("/", "is not the name of a dataset"),
+        ("me/a..b", "is not the name of a dataset"),
         ("https://huggingface.co/gpt2", "is the page of a model or a Space"),
         ("https://huggingface.co/spaces/me/app", "is the page of a model or a Space"),
         ("hf://models/me/set", "names a model or a Space"),

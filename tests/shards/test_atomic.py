@@ -85,7 +85,7 @@ def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
         for read in (sha256_of, lambda path: read_whole(path, 100)):
-            with pytest.raises(CorruptError, match="is no regular file"):
+            with pytest.raises(CorruptError, match="is not a regular file"):
                 read(path)
 
 

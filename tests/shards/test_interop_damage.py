@@ -59,7 +59,7 @@ def test_a_file_without_a_header(data: bytes, vocab_size: int, width: int, tmp_p
     path.write_bytes(data)
     with complains(
         CorruptError,
-        f"{path}: {len(data)} bytes, which are no whole number of {width}-byte ids",
+        f"{path}: {len(data)} bytes, which is not a whole number of {width}-byte ids",
         f"without a header it is read as nanoGPT's, and a vocabulary of {vocab_size:,} takes {width} bytes an id",
         "hint: copy the file again from where it came",
     ):

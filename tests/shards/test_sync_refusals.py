@@ -57,7 +57,7 @@ def test_another_token_folder_is_not_mixed_in(tiny_folder: Path, small: Manifest
     other = tmp_path / "letters"
     other.mkdir()
     (other / "dear.txt").write_text("mine")
-    with pytest.raises(RefusedError, match="has files in it, and is no token folder"):
+    with pytest.raises(RefusedError, match="has files in it, and is not a token folder"):
         pull(str(tiny_folder), other, print)
     assert tree(other) == {"dear.txt": b"mine"}
 

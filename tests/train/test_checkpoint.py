@@ -140,7 +140,7 @@ def test_a_damaged_best_gives_way_to_the_newest_loudly(
     with caplog.at_level(logging.WARNING):
         found = load_best(tmp_path)
     assert found is not None and found.step == 20
-    assert "the best checkpoint is damaged; it is best no more" in caplog.text
+    assert "the best checkpoint is damaged; it is not the best any more" in caplog.text
     assert "using the newest, step 20" in caplog.text
     assert checkpoints.known_best(tmp_path, newest.progress) is None
 

@@ -44,10 +44,10 @@ def test_the_parts_add_up(ramp_sizes: list[int], size: int, length: int, in_step
 @pytest.mark.parametrize(
     ("train", "what"),
     [
-        (TrainConfig(steps=3, batch_tokens=100), "train.batch_tokens is 100, no multiple of model.seq_len, 32"),
+        (TrainConfig(steps=3, batch_tokens=100), "train.batch_tokens is 100, not a multiple of model.seq_len, 32"),
         (
             TrainConfig(steps=3, batch_tokens=64, batch_ramp=(100,)),
-            "train.batch_ramp is 100, no multiple of model.seq_len, 32",
+            "train.batch_ramp is 100, not a multiple of model.seq_len, 32",
         ),
         (
             TrainConfig(steps=3, batch_tokens=64, batch_ramp=(32, 96)),

@@ -15,7 +15,7 @@ def cap_memory(device: torch.device) -> None:
     """Let this process use what is free on a CUDA device, less the headroom: beyond it memory runs out at once.
 
     Call it before anything else is in the device's memory. Without a limit WSL2 moves what does not fit into the host's
-    memory, and training is far slower without a word.
+    memory, and training is far slower, without any message.
     """
     free, total = cuda_memory(device)
     index = torch.cuda.current_device() if device.index is None else device.index  # torch refuses a bare "cuda" here

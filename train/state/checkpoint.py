@@ -184,7 +184,7 @@ def known_best(folder: Path, progress: Progress) -> Best | None:
         try:
             check(folder / _name(best.step))
         except DAMAGED as error:
-            logger.warning("%s\nthe best checkpoint is damaged; it is best no more", error.what)
+            logger.warning("%s\nthe best checkpoint is damaged; it is not the best any more", error.what)
             return None
     return best
 
@@ -220,7 +220,7 @@ def check(path: Path) -> Progress:
             if line not in said.splitlines():
                 raise CorruptError(f"{path / name}: its sha256, {line[:12].decode()}…, is not what {SUMS} says")
         if said != found:
-            raise CorruptError(f"{path / SUMS}: more or less than the lines of {', '.join(FILES)}")
+            raise CorruptError(f"{path / SUMS}: not exactly the lines of {', '.join(FILES)}")
         progress = msgspec.json.decode((path / "state.json").read_bytes(), type=Progress)
     except OSError as error:
         raise from_os_error(error, path, "read") from error

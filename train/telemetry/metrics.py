@@ -85,7 +85,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _lines(path: Path) -> list[tuple[int, Row | None]]:
-    """The number of each line and the row in it, None for what is no row with a step. A last line cut short is not one.
+    """The number of each line and the row in it, None for what is not a row with a step, as a last line cut short.
 
     Rows that were not made durable may come back from a power cut as anything, also with a complete row after them.
     """
@@ -109,7 +109,7 @@ def _row(line: bytes) -> Row | None:
 def _whole(path: Path, number: int, row: Row | None) -> Row:
     if row is None:
         raise CorruptError(
-            f"{path}: line {number} is no row with a step", "it was damaged or edited", "remove that line"
+            f"{path}: line {number} is not a row with a step", "it was damaged or edited", "remove that line"
         )
     return row
 

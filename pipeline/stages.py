@@ -241,8 +241,8 @@ def _report_losses(terminal: Terminal, manifest: Manifest) -> None:
     if not manifest.tokens("val"):
         said.append("no document is validation, and a run needs some: see corpus.val_files")
     if counts.repaired:
-        said.append(f"documents that were not valid Unicode, repaired: {counts.repaired:,}")
+        said.append(f"{plural(counts.repaired, 'document')} had invalid Unicode, which is repaired")
     if counts.literal_eot:
-        said.append(f"documents that contain the end-of-text string, encoded as text: {counts.literal_eot:,}")
+        said.append(f"a literal end-of-text string, encoded as text, is in {plural(counts.literal_eot, 'document')}")
     for line in said:
         terminal.note(line)

@@ -112,7 +112,7 @@ def _roll_back(run: Session, out: Output, loader: TokenLoader, reason: str) -> N
     state, bad = run.state, run.state.step
     run.rollback.tell(bad, state.position)
     out.saver.wait()
-    saved = checkpoints.load_agreed(run.job.checkpoints, run.world)
+    saved = checkpoints.load_latest_on_all_ranks(run.job.checkpoints, run.world)
     run.restore(run.rollback.begin(bad, reason, saved))
     skipped = state.position, loader.position
     state.position = loader.position

@@ -89,7 +89,7 @@ class Session:
         self.rollback = Rollback(self.guard, self.model, job.optim, job.train, self.ramp)
         Generators(self.world, self.device, job.train.seed).seed_apart()
         self.state = RunState()
-        if saved := checkpoints.load_agreed(job.checkpoints, self.world):
+        if saved := checkpoints.load_latest_on_all_ranks(job.checkpoints, self.world):
             self.restore(saved)
             self.meter.add_earlier(saved.progress.seconds, saved.progress.energy_kwh)
         if self.world.is_first:

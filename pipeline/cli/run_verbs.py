@@ -104,7 +104,7 @@ def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None
     help="0 takes the most likely token.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another seed, another text."
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed for sampling."
 )
 @_best
 @_device

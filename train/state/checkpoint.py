@@ -231,7 +231,7 @@ def check(path: Path) -> Progress:
     return progress
 
 
-def load_agreed(folder: Path, world: World) -> Checkpoint | None:
+def load_latest_on_all_ranks(folder: Path, world: World) -> Checkpoint | None:
     """`load_latest` as rank 0 finds it; the other ranks load the same one, and compare its hashes for themselves."""
     found = load_latest(folder) if world.is_first else None
     step = world.first(lambda: found.progress.step if found else -1, int)

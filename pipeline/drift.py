@@ -8,7 +8,7 @@ import msgspec
 
 from pipeline import config, mixture
 from pipeline.config import Recipe
-from pipeline.home import runs
+from pipeline.home import pins, runs
 from pipeline.home.layout import Layout, RunPaths
 from prepare.config import TokensConfig
 from shards.errors import ConfigError
@@ -30,9 +30,9 @@ def refuse_before_work(layout: Layout, run: RunPaths, recipe: Recipe) -> None:
     if not run.recipe.exists():
         return
     if given := mixture.named_folders(layout, recipe.tokens):
-        runs.refuse_drift(run, runs.identity_of(recipe, runs.pin(given)))
+        runs.refuse_drift(run, runs.identity_of(recipe, pins.pin(given)))
         return
-    pinned, made = runs.pinned(run), config.load_run(run.recipe)
+    pinned, made = pins.pinned(run), config.load_run(run.recipe)
     before, now = _tables(made), _tables(recipe)
     if pinned.others:
         before["tokens.mix"] = {one.folder: one.weight for one in pinned.folders}
@@ -46,7 +46,7 @@ def refuse_before_work(layout: Layout, run: RunPaths, recipe: Recipe) -> None:
         raise runs.drifted(run, found)
 
 
-def refuse_to_resume(run: RunPaths, recipe: Recipe, pinned: runs.Pinned) -> None:
+def refuse_to_resume(run: RunPaths, recipe: Recipe, pinned: pins.Pinned) -> None:
     """RefusedError when settings make `recipe` another one than the run's; ConfigError when they would be ignored."""
     made = config.load_run(run.recipe)
     if ignored := differences(_texts(made), _texts(recipe)):
@@ -62,7 +62,7 @@ def refuse_other_tokens(layout: Layout, run: RunPaths, folder: str, corpus: "Cor
     """RefusedError, with the files that changed, when the run was started on another token folder than `folder`."""
     if not run.recipe.exists():
         return
-    pinned = runs.pinned(run)
+    pinned = pins.pinned(run)
     if pinned.folder == folder and not pinned.others:
         return
     lines: list[Difference | str] = [Difference("token_folder", pinned.folder, folder)]
@@ -86,7 +86,7 @@ def with_ways_out(layout: Layout, run: RunPaths) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if not run.recipe.exists() or not (pinned := runs.pinned(run)).are_in(layout):
+        if not run.recipe.exists() or not (pinned := pins.pinned(run)).are_in(layout):
             raise
         fix = f"{error.fix}; or, as run {run.root.name} has its tokens: millpond resume {run.root.name}"
         if not pinned.others:

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from pipeline import config
-from pipeline.home import kept_tokenizer, receipt, runs
+from pipeline.home import kept_tokenizer, pins, receipt, runs
 from pipeline.home.layout import Layout, RunPaths
 from shards.errors import DiskError, HostError
 from shards.fingerprint import fingerprint
@@ -27,7 +27,7 @@ def evaluate(
     from train.micro_batch import best_fit
     from train.trained import load_trained
 
-    pinned = runs.pinned(run)
+    pinned = pins.pinned(run)
     wanted = runs.job(layout, run, config.load_run(run.recipe), pinned)
     runs.require_tokens(layout, run, pinned, "evaluate")
     layout.keep_compiled()
@@ -83,7 +83,7 @@ def sample(
     from train.sample import generate
     from train.trained import load_trained
 
-    pinned = runs.pinned(run)
+    pinned = pins.pinned(run)
     wanted = runs.job(layout, run, config.load_run(run.recipe), pinned)
     place = pick_device(device or wanted.train.device)
     kept = kept_tokenizer.load(layout, run, pinned)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.home import folders, kept_tokenizer, runs
+from pipeline.home import folders, kept_tokenizer, pins
 from pipeline.home.layout import Layout, RunPaths
 from shards.errors import MillpondError
 
@@ -40,7 +40,7 @@ def _trained_on(layout: Layout, run: RunPaths) -> dict[str, Any]:
     """The run's token folders, whether they are in this home, and the tokenizer that it keeps."""
     found: dict[str, Any] = {"token_folders": [], "tokens_here": False, "tokenizer": None, "vocab_size": None}
     with suppress(MillpondError):
-        pinned = runs.pinned(run)
+        pinned = pins.pinned(run)
         found |= {"token_folders": [one.folder for one in pinned.folders], "tokens_here": pinned.are_in(layout)}
         if record := kept_tokenizer.record_of(run):
             found |= {"tokenizer": record.name, "vocab_size": record.vocab_size}

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline import checks, config, drift
-from pipeline.home import extension, kept_tokenizer, receipt, runs, trackers
+from pipeline.home import extension, kept_tokenizer, pins, receipt, runs, trackers
 from pipeline.home.extension import Length
 from pipeline.home.layout import RunPaths
 from pipeline.stages import Pipeline
@@ -63,10 +63,10 @@ def _begin(pipeline: Pipeline, world: World, run: RunPaths, until: float, *, fre
             weights = pipeline.prepare(run=run)
     with _held(pipeline, run):
         aside = runs.set_aside(run) if fresh and run.root.exists() else None
-        pinned = runs.pin(weights)
+        pinned = pins.pin(weights)
         if run.recipe.exists():
             runs.refuse_drift(run, runs.identity_of(pipeline.recipe, pinned))
-            pinned = runs.pinned(run)
+            pinned = pins.pinned(run)
         elif run.checkpoints.exists():
             raise RefusedError(
                 f"{run.recipe}: is missing, and there are checkpoints",
@@ -81,7 +81,7 @@ def _resume(pipeline: Pipeline, world: World, run: RunPaths, until: float, lengt
     trackers.require(pipeline.recipe.train.trackers)
     if length or not run.receipt.exists():
         pipeline.require_device()
-    pinned = runs.pinned(run)
+    pinned = pins.pinned(run)
     drift.refuse_to_resume(run, pipeline.recipe, pinned)
     runs.require_tokens(pipeline.layout, run, pinned, "resume")
     for one in pinned.folders:
@@ -105,7 +105,7 @@ def _held(pipeline: Pipeline, run: RunPaths) -> Iterator[None]:
 
 
 def _train(
-    pipeline: Pipeline, world: World, run: RunPaths, pinned: runs.Pinned, until: float, aside: Path | None = None
+    pipeline: Pipeline, world: World, run: RunPaths, pinned: pins.Pinned, until: float, aside: Path | None = None
 ) -> None:
     """Train the run, which begins now if it does not exist. `aside` is what comes back when it cannot begin."""
     name, print_ = run.root.name, fingerprint(runs.identity_of(pipeline.recipe, pinned))

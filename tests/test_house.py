@@ -77,13 +77,28 @@ def test_inside_train_imports_point_down_only() -> None:
     assert not [unit for unit, others in arrows.items() if "loop" in others]
 
 
-@pytest.mark.parametrize("package", ["prepare", "train", "pipeline"])
+def modules_imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_imports_go_in_a_circle(package: str) -> None:
-    arrows = below(package)
-    while arrows:
-        free = {unit for unit, others in arrows.items() if not others & arrows.keys()}
-        assert free, f"{package}: in a circle: {arrows}"
-        arrows = {unit: others for unit, others in arrows.items() if unit not in free}
+    """Neither between the folders of a package nor between its files."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): modules_imported(path) for path in sources(package)
+    }
+    for arrows in (below(package), files):
+        while arrows:
+            free = {unit for unit, others in arrows.items() if not others & (arrows.keys() - {unit})}
+            assert free, f"{package}: in a circle: {arrows}"
+            arrows = {unit: others for unit, others in arrows.items() if unit not in free}
 
 
 def test_every_folder_is_small_enough_to_hold_in_the_head() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.home import runs
+from pipeline.home import pins
 from pipeline.home.layout import Layout
 from shards.atomic import discard, locked, make_folder, sweep
 from shards.errors import ConfigError, CorruptError, MillpondError, RefusedError
@@ -162,7 +162,7 @@ def users(layout: Layout, *, strict: bool) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted({*layout.runs.glob("*/tokens.json"), *layout.runs.glob("*/run.toml")}):
         try:
-            pinned = runs.pinned(layout.run(path.parent.name))
+            pinned = pins.pinned(layout.run(path.parent.name))
         except CorruptError:
             if strict:
                 raise

@@ -3,16 +3,14 @@
 import hashlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipeline.home.layout import Layout, RunPaths
+from pipeline.home.pins import PinnedFolder
 from shards.atomic import make_folder, published_folder, read_whole
 from shards.errors import CorruptError, MillpondError, RefusedError
 from shards.manifest import MANIFEST, Manifest, TokenizerRecord, decode, encode
 from shards.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from pipeline.home.runs import PinnedFolder
 
 logger = logging.getLogger(__name__)
 RECORD = "record.json"
@@ -49,7 +47,7 @@ def record_of(run: RunPaths) -> TokenizerRecord | None:
     return decode(read_whole(path, _MAX_BYTES), TokenizerRecord, path) if run.tokenizer.exists() else None
 
 
-def load(layout: Layout, run: RunPaths, pinned: "PinnedFolder") -> Kept:
+def load(layout: Layout, run: RunPaths, pinned: PinnedFolder) -> Kept:
     """The run's tokenizer; that of its token folder for a run from before runs kept one.
 
     RefusedError when neither has it.
@@ -70,7 +68,7 @@ def load(layout: Layout, run: RunPaths, pinned: "PinnedFolder") -> Kept:
     return Kept(Tokenizer.of_folder(tokens, manifest.tokenizer), manifest.tokenizer)
 
 
-def add(layout: Layout, run: RunPaths, pinned: "PinnedFolder") -> None:
+def add(layout: Layout, run: RunPaths, pinned: PinnedFolder) -> None:
     """Have a run from before runs kept their tokenizer keep it, if it can be written to."""
     try:
         if not run.tokenizer.exists():

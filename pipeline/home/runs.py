@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from pipeline import config
 from pipeline.config import Recipe
 from pipeline.home import kept_tokenizer
 from pipeline.home.layout import Layout, RunPaths
+from pipeline.home.pins import Pinned, pinned
 from shards.atomic import make_folder, move, publish_bytes
-from shards.errors import ConfigError, CorruptError, RefusedError
+from shards.errors import ConfigError, RefusedError
 from shards.fingerprint import Difference, differences, fingerprint, identity
-from shards.manifest import MANIFEST, Manifest, decode, encode
+from shards.manifest import MANIFEST, Manifest, encode
 from train.config import neutral_tables
 
 if TYPE_CHECKING:  # torch is loaded by what needs it
@@ -24,30 +25,6 @@ if TYPE_CHECKING:  # torch is loaded by what needs it
 MAX_NAME = 60
 _FIRST = "millpond train CONFIG --name RUN makes one"
 _OTHER_HOME = "name another home with --home DIR or MILLPOND_HOME"
-
-
-class PinnedFolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A token folder, how many of its parts a run sees, whatever it grows to, and its weight in a mixture."""
-
-    folder: str
-    fingerprint: str
-    parts: int
-    weight: float = 1.0
-
-
-class Pinned(PinnedFolder, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """tokens.json of a run: its token folder, and the `others` of a mixture."""
-
-    others: tuple[PinnedFolder, ...] = ()
-
-    @property
-    def folders(self) -> tuple[PinnedFolder, ...]:
-        """All of them."""
-        return (self, *self.others)
-
-    def are_in(self, layout: Layout) -> bool:
-        """Whether all of them are in this home."""
-        return all((layout.tokens / one.folder / MANIFEST).exists() for one in self.folders)
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -67,24 +44,6 @@ def checked_name(name: str) -> str:
             "choose another with --name RUN",
         )
     return name
-
-
-def pin(weights: Mapping[Path, float]) -> Pinned:
-    """The token folders as they are now, each with its weight; that of a single one means nothing."""
-    first, *others = (_pin(folder, weight if len(weights) > 1 else 1.0) for folder, weight in weights.items())
-    return Pinned(**msgspec.structs.asdict(first), others=tuple(others))
-
-
-def pinned(run: RunPaths) -> Pinned:
-    """The token folders as they were when the run began."""
-    try:
-        return decode(run.tokens.read_bytes(), Pinned, run.tokens)
-    except (OSError, CorruptError) as error:
-        raise CorruptError(
-            f"{run.tokens}: cannot be read: {error if isinstance(error, OSError) else error.what}",
-            "it says which tokens the run was started on",
-            f"restore it, or start the run over: millpond train CONFIG --name {run.root.name} --fresh",
-        ) from error
 
 
 def begin(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned) -> None:
@@ -260,9 +219,3 @@ def _earlier(recipe: Recipe, pinned: Pinned) -> Iterator[tuple[str, int]]:
         before = {"tokens": length.tokens, "steps": length.steps, "earlier": recipe.train.earlier[:i]}
         train = msgspec.structs.replace(recipe.train, **before)
         yield fingerprint(identity_of(msgspec.structs.replace(recipe, train=train), pinned)), length.until
-
-
-def _pin(folder: Path, weight: float) -> PinnedFolder:
-    manifest = Manifest.read(folder)
-    parts = len(manifest.parts)
-    return PinnedFolder(folder=folder.name, fingerprint=manifest.fingerprint, parts=parts, weight=weight)

@@ -43,6 +43,9 @@ evaluate: $(millpond) ## Validation loss of a run's newest checkpoint; the newes
 sample: $(millpond) ## Text from a run's newest checkpoint (PROMPT="...")
 	@$(millpond) sample $(named_run) --prompt "$$MILLPOND_PROMPT"
 
+export: $(millpond) ## The model as a folder that transformers loads; the newest run without RUN
+	@$(millpond) export $(named_run)
+
 status: $(millpond) ## What is there: token folders and runs
 	@$(millpond) status
 
@@ -82,4 +85,4 @@ $(millpond): pyproject.toml constraints.txt
 	@.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help prepare plan train resume evaluate sample status doctor test test-all check reference bench bench-gpu
+.PHONY: help prepare plan train resume evaluate sample export status doctor test test-all check reference bench bench-gpu

@@ -9,13 +9,19 @@ from shards.manifest import TokenizerRecord
 from train.job import Job, other_tokenizer, require_same_tokenizer
 from train.model.gpt import Model
 from train.state import checkpoint as checkpoints
+from train.state.checkpoint import Progress
 
 
 class Trained(NamedTuple):
-    """The model, on its device, and the step its weights are of."""
+    """The model, on its device, and where its run was with these weights."""
 
     model: Model
-    step: int
+    progress: Progress
+
+    @property
+    def step(self) -> int:
+        """How many steps it has learned from."""
+        return self.progress.step
 
 
 def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, best: bool = False) -> Trained:
@@ -39,4 +45,4 @@ def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, 
     if (rows := len(saved.model["embed.weight"])) != model.embed.num_embeddings:  # an older checkpoint says no more
         raise other_tokenizer(saved.progress, f"{rows:,} embeddings", tokenizer)
     model.load_state_dict(saved.model)
-    return Trained(model.to(device).eval(), saved.progress.step)
+    return Trained(model.to(device).eval(), saved.progress)

@@ -19,7 +19,7 @@ from pipeline.cli.options import (
     settings,
     terminal,
 )
-from pipeline.cli.run_verbs import evaluate, resume, sample, status
+from pipeline.cli.run_verbs import evaluate, export, resume, sample, status
 from pipeline.cli.shard_verbs import shards
 from shards.errors import TRACEBACK, HostError, Interrupted, MillpondError, OutOfTime, converted
 from train.machine.ranks import is_first_to_fail, is_silent
@@ -118,7 +118,7 @@ def main() -> None:
 _config = click.argument("config", default="demo")
 _force = click.option("--force", is_flag=True, help="Redo this stage even if it is up to date.")
 
-for _verb in (resume, evaluate, sample, status, shards):
+for _verb in (resume, evaluate, sample, export, status, shards):
     main.add_command(_verb)
 
 

@@ -1,7 +1,7 @@
 """The verbs on runs that are there: what they reached, what they write, and which there are."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -131,13 +131,34 @@ def sample(
 
 
 @click.command()
+@_run
+@click.option(
+    "--to", type=click.Path(path_type=Path, file_okay=False), help="Where to make hf/ [default: the run's export/]."
+)
+@click.option(
+    "--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Of the weights."
+)
+@_best
+@click.option("--force", is_flag=True, help="Make it again, and replace what is there.")
+@home
+def export(run: str | None, to: Path | None, dtype: Any, best: bool, force: bool, home: Path) -> None:
+    """A run's model as a folder that transformers loads, compared with the model before it is called done.
+
+    RUN is a run's name or its folder [default: the run that was trained last].
+    """
+    from pipeline import export as exporting
+
+    click.echo(exporting.export(*_found(home, run), terminal(), to=to, dtype=dtype, best=best, force=force))
+
+
+@click.command()
 @as_json
 @home
 def status(as_json: bool, home: Path) -> None:
     """What is there: token folders and runs."""
     from pipeline.cli.pages import status_lines
     from pipeline.home.layout import Layout
-    from pipeline.status import status as look
+    from pipeline.home.status import status as look
 
     found = look(Layout(home))
     if as_json:

@@ -21,6 +21,7 @@ class RunPaths:
         self.samples = root / "samples.jsonl"  # one row a sample
         self.tensorboard = root / "tensorboard"  # its event files, where they are asked for
         self.evaluation = root / "evaluation.json"  # the receipt of the newest evaluation
+        self.export = root / "export"  # the model in the formats of others
         self.receipt = root / "receipt.json"  # written last: the run is finished
 
     def former_receipt(self, steps: int) -> Path:

@@ -14,7 +14,7 @@ _SIZES += [(10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (1
 def card(manifest: Manifest, name: str) -> str:
     """The dataset card of the token folder `name`, in Markdown behind YAML that the Hub reads."""
     return "\n".join(
-        [_front_matter(manifest, name), f"# {_line(name)}\n", _source(manifest), _counts(manifest), _use(manifest)]
+        [_front_matter(manifest, name), f"# {plain(name)}\n", _source(manifest), _counts(manifest), _use(manifest)]
     )
 
 
@@ -26,9 +26,9 @@ def _front_matter(manifest: Manifest, name: str) -> str:
     if re.fullmatch(r"[a-z0-9.-]+", licence):
         lines.append(f"license: {licence}")
     elif licence:  # not one of the Hub's own names, which it would refuse
-        lines += ["license: other", f"license_name: {json.dumps(_line(licence))}"]
+        lines += ["license: other", f"license_name: {json.dumps(plain(licence))}"]
     lines += [
-        f"pretty_name: {json.dumps(_line(name))}",
+        f"pretty_name: {json.dumps(plain(name))}",
         "size_categories:",
         f"- {next((label for limit, label in _SIZES if documents < limit), '100B<n<1T')}",
         "task_categories:",
@@ -45,8 +45,8 @@ def _front_matter(manifest: Manifest, name: str) -> str:
 def _source(manifest: Manifest) -> str:
     """Where the text comes from, to the commit, and how it became tokens."""
     corpus, tokenizer = manifest.corpus, manifest.tokenizer
-    repo, commit = (_line(corpus.details.get(key, "")) for key in ("repo", "commit"))
-    origin = f"`{_line(corpus.name)}` ({_line(corpus.kind)})"
+    repo, commit = (plain(corpus.details.get(key, "")) for key in ("repo", "commit"))
+    origin = f"`{plain(corpus.name)}` ({plain(corpus.kind)})"
     if repo and commit:
         origin = f"[{repo}](https://huggingface.co/datasets/{repo}/tree/{commit}) at commit `{commit}`"
     stands = f"stands {manifest.placement} each document" if manifest.placement else "stands where it stood there"
@@ -54,15 +54,15 @@ def _source(manifest: Manifest) -> str:
   The text alone decides, so the same text is validation in every corpus that is split like this."""
     if any(source.split for source in manifest.sources):
         split = "as the source files were given, some of them for validation."
-    cleaned = [f"rows that meet `{_line(text)}`" for text in manifest.filters]
+    cleaned = [f"rows that meet `{plain(text)}`" for text in manifest.filters]
     cleaned += ["the first of equal documents"] * manifest.dedup
     cleaned += ["what is not in another folder's validation"] * (manifest.forbidden is not None)
     kept = f"\n- **Kept**: only {', '.join(cleaned)}." if cleaned else ""
     return f"""Token shards for training language models, made by millpond from {origin}.
-Source files: {len(manifest.sources):,}; column or field: `{_line(corpus.text_column)}`. `manifest.json` has the sha256
+Source files: {len(manifest.sources):,}; column or field: `{plain(corpus.text_column)}`. `manifest.json` has the sha256
 of every file, there and here.
 
-- **Tokenizer**: {_line(tokenizer.name)}, {tokenizer.vocab_size:,} tokens; it lies in this folder.
+- **Tokenizer**: {plain(tokenizer.name)}, {tokenizer.vocab_size:,} tokens; it lies in this folder.
   End-of-text is {tokenizer.eot} and {stands}.
 - **Split**: {split}{kept}
 - **Fingerprint**: `{manifest.fingerprint}`
@@ -81,7 +81,7 @@ def _counts(manifest: Manifest) -> str:
     parts = "part" if len(manifest.parts) == 1 else "parts"
     whole = "the whole corpus" if manifest.complete else "the beginning of the corpus"
     table = "\n".join(rows)
-    dropped = ", ".join(f"{count:,} ({_line(reason)})" for reason, count in counts.dropped.items())
+    dropped = ", ".join(f"{count:,} ({plain(reason)})" for reason, count in counts.dropped.items())
     return f"""{table}
 
 {counts.text_bytes:,} bytes of text, {per_token} bytes per token, in {len(manifest.parts):,} {parts}: {whole}.
@@ -106,6 +106,6 @@ documents = np.load("train-00000.docs.npy")  # start: offset of its first token;
 """
 
 
-def _line(text: str) -> str:
+def plain(text: str) -> str:
     """A stranger's words on one line, with nothing that Markdown or HTML would act upon."""
     return "".join(mark for mark in " ".join(text.split()) if mark not in "`<>[]()|")

@@ -43,7 +43,7 @@ evaluate: $(millpond) ## Validation loss of a run's newest checkpoint; the newes
 sample: $(millpond) ## Text from a run's newest checkpoint (PROMPT="...")
 	@$(millpond) sample $(named_run) --prompt "$$MILLPOND_PROMPT"
 
-export: $(millpond) ## The model as a folder that transformers loads; the newest run without RUN
+export: $(millpond) ## The model for transformers and llama.cpp; the newest run without RUN
 	@$(millpond) export $(named_run)
 
 status: $(millpond) ## What is there: token folders and runs

@@ -1,8 +1,10 @@
 """A run's model in the formats of others, compared with the run's own before it is called done."""
 
 import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, assert_never
 
 import tomli_w
 
@@ -13,15 +15,19 @@ from pipeline.home.layout import Layout, RunPaths
 from pipeline.home.pins import Pinned
 from pipeline.terminal import Terminal
 from shards.atomic import locked, make_folder, published_folder, sha256_of, sweep
-from shards.errors import RefusedError
+from shards.errors import HostError, RefusedError
 from shards.fingerprint import fingerprint, identity
 from shards.manifest import MANIFEST, Manifest
+from shards.tokenizer import Tokenizer
 from train.telemetry.metrics import read_rows
 
 if TYPE_CHECKING:  # torch is loaded by the verb that needs it
     from train.export.card import CardFacts
-    from train.export.hugging_face import DtypeName
+    from train.model.gpt import Model
     from train.trained import Trained
+
+FormatName = Literal["hf", "gguf"]
+FORMATS: tuple[FormatName, ...] = ("hf", "gguf")
 
 
 def export(
@@ -30,73 +36,142 @@ def export(
     terminal: Terminal,
     *,
     to: Path | None = None,
-    dtype: "DtypeName" = "f32",
+    formats: Sequence[FormatName] = FORMATS,
+    dtype: str = "",
     best: bool = False,
     force: bool = False,
-) -> Path:
-    """The newest (or `best`) checkpoint as the folder `hf` in `to`, or in the run's own export/.
+) -> list[Path]:
+    """The newest (or `best`) checkpoint as the folders `hf` and `gguf` in `to`, or in the run's own export/.
 
-    Nothing is published unless transformers, where it is installed, gives the same ids and logits. RefusedError when
-    something else is in that place.
+    `dtype` is of the matrices, by default f32 in `hf` and q8_0 in `gguf`. Nothing is published that differs from the
+    model. RefusedError when something else is in that place, HostError when a package is missing.
     """
     import torch
 
-    from train.export.check import can_check, check
-    from train.export.hugging_face import DTYPES, write
-    from train.state.checkpoint import weights_hash
     from train.trained import load_trained
 
-    pinned = pins.pinned(run)
-    recipe = config.load_run(run.recipe)
+    pinned, recipe = pins.pinned(run), config.load_run(run.recipe)
     kept = kept_tokenizer.load(layout, run, pinned)
     trained = load_trained(runs.job(layout, run, recipe, pinned), kept.record, torch.device("cpu"), best=best)
+    facts = _facts(layout, run, recipe, pinned, trained)
     place = make_folder(to or run.export)
-    folder, record = place / "hf", place / "hf.json"
-    print_ = fingerprint({"weights": weights_hash(trained.model.state_dict()), "dtype": dtype, "card": 1})
     with locked(place / ".lock"):
         sweep(place)
-        known = receipt.read(record, print_)
-        if known and not force and _sums(folder) == known.result.get("files"):
-            terminal.stage("export", f"{folder}, step {trained.step:,}", done=True)
-            return folder
-        if folder.exists() and not record.exists() and not force:
-            raise RefusedError(
-                f"{folder}: is there, and was not made by millpond export",
-                "it would be replaced",
-                "name another folder with --to, or replace it with --force",
+        return [
+            _export(
+                place / name,
+                terminal,
+                _writer(name, dtype, run.root.name, trained.model, kept.tokenizer),
+                facts,
+                trained,
+                force=force,
             )
-        began, checked = time.perf_counter(), None
-        with published_folder(folder) as temp:
-            write(trained.model, kept.tokenizer, DTYPES[dtype], temp)
-            if can_check():
-                terminal.note("comparing it with the model in transformers")
-                checked = check(temp, trained.model, kept.tokenizer, DTYPES[dtype])
-            said = "Not compared with the model it was made from: transformers was not installed."
-            if checked:
-                said = f"transformers gives the same ids, and logits that differ by at most {checked[0]:.1g}, on "
-                said += f"{checked.texts} texts."
-            _write_card(temp, _facts(layout, run, recipe, pinned, trained, said))
-        numbers = {"step": trained.step, "dtype": dtype, "files": _sums(folder)}
-        numbers |= checked._asdict() if checked else {}
-        receipt.write(record, "export", print_, numbers, time.perf_counter() - began)
-    terminal.stage("export", f"{folder}, step {trained.step:,}, {time.perf_counter() - began:.1f} s")
-    terminal.note(said if checked else f"{said} To compare it: pip install transformers, and export with --force")
+            for name in formats
+        ]
+
+
+def _export(
+    folder: Path,
+    terminal: Terminal,
+    writer: "Writer",
+    facts: "CardFacts",
+    trained: "Trained",
+    *,
+    force: bool,
+) -> Path:
+    from train.export.card import model_card
+    from train.state.checkpoint import weights_hash
+
+    record = folder.with_suffix(".json")
+    print_ = fingerprint({"weights": weights_hash(trained.model.state_dict()), "dtype": writer.dtype, "card": 1})
+    known = receipt.read(record, print_)
+    if known and not force and _sums(folder) == known.result.get("files"):
+        terminal.stage("export", f"{folder}, step {trained.step:,}", done=True)
+        return folder
+    if folder.exists() and not record.exists() and not force:
+        raise RefusedError(
+            f"{folder}: is there, and was not made by millpond export",
+            "it would be replaced",
+            "name another folder with --to, or replace it with --force",
+        )
+    began = time.perf_counter()
+    with published_folder(folder) as temp:
+        writer.write(temp)
+        compared = writer.check(temp)
+        (temp / "README.md").write_text(model_card(facts._replace(check=compared, gguf=writer.gguf)), "utf-8")
+    result = {"step": trained.step, "dtype": writer.dtype, "files": _sums(folder), "check": compared}
+    receipt.write(record, "export", print_, result, time.perf_counter() - began)
+    what = f"step {trained.step:,}, {writer.dtype}, {time.perf_counter() - began:.1f} s"
+    terminal.stage("export", f"{folder}, {what}")
+    terminal.note(compared)
     return folder
+
+
+class Writer(NamedTuple):
+    """One format: `write` fills a folder, `check` compares what is in it with the model and says with what result.
+
+    `gguf` is the name of the GGUF file, where there is one.
+    """
+
+    dtype: str
+    write: Callable[[Path], None]
+    check: Callable[[Path], str]
+    gguf: str = ""
+
+
+def _writer(name: FormatName, dtype: str, run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
+    match name:
+        case "hf":
+            return _hugging_face(dtype, model, tokenizer)
+        case "gguf":
+            return _gguf(dtype, run, model, tokenizer)
+        case _:
+            assert_never(name)
+
+
+def _hugging_face(dtype: str, model: "Model", tokenizer: Tokenizer) -> Writer:
+    from train.export import check, hugging_face
+
+    dtype = dtype if dtype in hugging_face.DTYPES else "f32"  # it has no blocks of 8 bits
+    kind = hugging_face.DTYPES[dtype]
+
+    def compare(folder: Path) -> str:
+        if not check.can_check():
+            return "not compared with the model: transformers is not installed (the extra is export)"
+        found = check.check(folder, model, tokenizer, kind)
+        largest = f"{found.max_logit_difference:.1g}"
+        return f"transformers gives the same ids, and logits that differ by at most {largest}, on {found.texts} texts"
+
+    return Writer(dtype, lambda folder: hugging_face.write(model, tokenizer, kind, folder), compare)
+
+
+def _gguf(dtype: str, run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
+    from train.export import gguf_file
+
+    if find_spec("gguf") is None:
+        raise HostError(
+            "the package gguf is not installed",
+            "it writes the format that llama.cpp reads",
+            ".venv/bin/pip install -c constraints.txt -e '.[export]', or --format hf",
+        )
+    kind = gguf_file.kind_of(dtype or "q8_0")
+    file = f"{run}-{kind}.gguf"
+
+    def write(folder: Path) -> None:
+        gguf_file.write(model, tokenizer, kind, run, folder / file)
+        (folder / "Modelfile").write_text(gguf_file.modelfile(file), "utf-8")
+
+    def compare(folder: Path) -> str:
+        return f"{gguf_file.check(folder / file, model, tokenizer, kind)} tensors were read back as they were written"
+
+    return Writer(kind, write, compare, file)
 
 
 def _sums(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*"))}
 
 
-def _write_card(folder: Path, facts: "CardFacts") -> None:
-    from train.export.card import model_card
-
-    (folder / "README.md").write_text(model_card(facts), "utf-8")
-
-
-def _facts(
-    layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned, trained: "Trained", check: str
-) -> "CardFacts":
+def _facts(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned, trained: "Trained") -> "CardFacts":
     """What the run's files say of the model; of its tokens what their manifests say, where they are here."""
     from train.export.card import CardFacts
     from train.schedule import Ramp
@@ -126,7 +201,6 @@ def _facts(
         hours=progress.seconds / 3600,
         kwh=progress.energy_kwh,
         recipe=tomli_w.dumps({table: _without_none(fields) for table, fields in tables.items()}),
-        check=check,
     )
 
 

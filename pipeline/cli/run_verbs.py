@@ -133,22 +133,39 @@ def sample(
 @click.command()
 @_run
 @click.option(
-    "--to", type=click.Path(path_type=Path, file_okay=False), help="Where to make hf/ [default: the run's export/]."
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to make hf/ and gguf/ [default: the run's export/].",
 )
 @click.option(
-    "--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Of the weights."
+    "--format",
+    "formats",
+    type=click.Choice(["hf", "gguf", "both"]),
+    default="both",
+    show_default=True,
+    help="Of which.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["f32", "bf16", "f16", "q8_0"]), help="Of the matrices [default: hf f32, gguf q8_0]."
 )
 @_best
 @click.option("--force", is_flag=True, help="Make it again, and replace what is there.")
 @home
-def export(run: str | None, to: Path | None, dtype: Any, best: bool, force: bool, home: Path) -> None:
-    """A run's model as a folder that transformers loads, compared with the model before it is called done.
+def export(
+    run: str | None, to: Path | None, formats: Any, dtype: str | None, best: bool, force: bool, home: Path
+) -> None:
+    """A run's model for transformers (hf) and for llama.cpp (gguf), compared with it before it is called done.
 
     RUN is a run's name or its folder [default: the run that was trained last].
     """
     from pipeline import export as exporting
 
-    click.echo(exporting.export(*_found(home, run), terminal(), to=to, dtype=dtype, best=best, force=force))
+    chosen = exporting.FORMATS if formats == "both" else (formats,)
+    layout, found = _found(home, run)
+    for folder in exporting.export(
+        layout, found, terminal(), to=to, formats=chosen, dtype=dtype or "", best=best, force=force
+    ):
+        click.echo(folder)
 
 
 @click.command()

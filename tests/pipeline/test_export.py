@@ -36,7 +36,9 @@ def home(trained: Path, tmp_path: Path) -> Path:
 def test_it_is_made_once(home: Path) -> None:
     first = run("export", "tiny", "--home", home)
     folder = home / "runs" / "tiny" / "export" / "hf"
-    assert Path(first.stdout.strip()) == folder
+    assert [Path(line) for line in first.stdout.splitlines()] == [folder, folder.with_name("gguf")]
+    gguf = {"README.md", "Modelfile", "tiny-q8_0.gguf"}
+    assert {path.name for path in folder.with_name("gguf").iterdir()} == gguf
     names = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
     assert {path.name for path in folder.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json"}
     assert not litter(home / "runs")
@@ -44,9 +46,10 @@ def test_it_is_made_once(home: Path) -> None:
     states(run("export", "--home", home).stderr, "tiny is the newest run", "already done")
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     (folder / "config.json").write_text("{}")
-    assert "already done" not in run("export", "tiny", "--home", home).stderr
+    assert "already done" not in run("export", "tiny", "--home", home, "--format", "hf").stderr
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
     assert "already done" not in run("export", "tiny", "--home", home, "--dtype", "bf16").stderr
+    assert (folder.with_name("gguf") / "tiny-bf16.gguf").exists()
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -79,6 +82,9 @@ def test_the_card_says_what_is_known_and_no_more(home: Path, monkeypatch: pytest
     for name, data in tree(folder).items():
         assert str(home).encode() not in data and b"hf_canary" not in data, name
     assert not re.search(r"[^`]<script|None|\[\]\(", card)
+    states(
+        (folder / "gguf" / "README.md").read_text(), "library_name: gguf", "llama-cli -m tiny-q8_0.gguf", "not tested"
+    )
 
 
 def test_what_is_not_the_model_is_not_published(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +100,8 @@ def test_what_is_not_the_model_is_not_published(home: Path, monkeypatch: pytest.
 
 def test_without_transformers_it_says_what_was_not_compared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "can_check", lambda: False)
-    states(run("export", "tiny", "--home", home).stderr, "Not compared", "transformers")
-    states((home / "runs" / "tiny" / "export" / "hf" / "README.md").read_text(), "Not compared")
+    states(run("export", "tiny", "--home", home).stderr, "not compared", "transformers")
+    states((home / "runs" / "tiny" / "export" / "hf" / "README.md").read_text(), "not compared")
 
 
 def test_a_run_without_its_tokens_is_exported(home: Path) -> None:

@@ -8,7 +8,10 @@ from shards.sharing.card import plain
 
 
 class CardFacts(NamedTuple):
-    """What is known of a run. What is not known is left out of the card: None, 0 or ""."""
+    """What is known of a run. What is not known is left out of the card: None, 0 or "".
+
+    `check` says what was compared; `gguf` is the file's name where the folder holds one.
+    """
 
     name: str
     family: str
@@ -27,7 +30,8 @@ class CardFacts(NamedTuple):
     hours: float
     kwh: float
     recipe: str
-    check: str
+    check: str = ""
+    gguf: str = ""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -58,20 +62,10 @@ A language model trained from scratch by millpond. It continues text; it follows
 |---|---|
 {table}
 
-{sources + chr(10) * 2 if sources else ""}{facts.check}
+{sources + chr(10) * 2 if sources else ""}Before it was published: {facts.check}.
 
 ## Use
-
-```python
-from transformers import pipeline
-
-generator = pipeline("text-generation", "FOLDER_OR_REPOSITORY")
-print(generator("<|endoftext|>Once upon a time", max_new_tokens=64, do_sample=True, top_k=50)[0]["generated_text"])
-```
-
-Documents were divided by the end-of-text token, so a prompt that begins a document begins with one. In
-transformers, the characters `<|endoftext|>` in a text are that token; `split_special_tokens=True` keeps them as text.
-
+{_GGUF.format(file=plain(facts.gguf), name=plain(facts.name)) if facts.gguf else _TRANSFORMERS}
 ## Limits
 
 It was trained on text as it is, and repeats what is in it: errors, prejudice, names. It knows nothing later than its
@@ -85,8 +79,31 @@ corpus. Nothing it says has been checked.
 """
 
 
+_TRANSFORMERS = """
+```python
+from transformers import pipeline
+
+generator = pipeline("text-generation", "FOLDER_OR_REPOSITORY")
+print(generator("<|endoftext|>Once upon a time", max_new_tokens=64, do_sample=True, top_k=50)[0]["generated_text"])
+```
+
+Documents were divided by the end-of-text token, so a prompt that begins a document begins with one. In
+transformers, the characters `<|endoftext|>` in a text are that token; `split_special_tokens=True` keeps them as text.
+vLLM (`vllm serve FOLDER`) reads such folders, and has not been tested.
+"""
+_GGUF = """
+```
+llama-cli -m {file} -no-cnv -p "Once upon a time"    # llama.cpp
+ollama create {name} -f Modelfile                    # Ollama, not tested; then: ollama run {name}
+```
+
+End-of-text is put before the prompt, as it was before each document. LM Studio opens the file, not tested.
+"""
+
+
 def _front_matter(facts: CardFacts) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- millpond"]
+    library = "gguf" if facts.gguf else "transformers"
+    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- millpond"]
     if facts.datasets:
         lines += ["datasets:", *(f"- {json.dumps(repo)}" for repo, _ in facts.datasets)]
     if facts.licence:

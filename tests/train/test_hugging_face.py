@@ -5,40 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported import FORMS, randomised, small_tokenizer
 from harness import complains, stdlib_texts
 from safetensors.torch import load_file, save_file
 
-from prepare.text.documents import clean
 from prepare.tokens import vocabulary
 from shards import CorruptError, Tokenizer
-from train.config import ModelConfig
 from train.export import check as checking
 from train.export.check import TEXTS, check
 from train.export.hugging_face import DTYPES, write
-from train.model.gpt import Model
 from train.sample import generate
-
-SIZES = {"n_layer": 3, "n_head": 4, "d_model": 64, "seq_len": 96}
-FORMS = {
-    "gpt2": ModelConfig(family="gpt2", **SIZES),
-    "gpt2-book": ModelConfig(family="gpt2", tied=False, qkv_bias=False, **SIZES),
-    "modern": ModelConfig(family="modern", rope_theta=50_000.0, **SIZES),
-    "modern-tied": ModelConfig(family="modern", tied=True, d_ff=80, **SIZES),
-}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return vocabulary.train_bpe([clean((stdlib_texts(),))], 500)
-
-
-def randomised(form: str, vocab_size: int) -> Model:
-    """Weights far from their zeros and ones, so that none of them can be missed."""
-    torch.manual_seed(0)
-    model = Model(FORMS[form], vocab_size).eval()
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return small_tokenizer()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -66,10 +66,11 @@ check: .venv/dev ## Formatting, lint and types
 reference: $(millpond) ## Write docs/reference.md from the types and the command line
 	@.venv/bin/python docs/reference.py
 
-bench: .venv/dev ## Side-by-side figures of preparing, loading and a step
+bench: .venv/dev ## Side-by-side figures of preparing, loading, a step and sampling
 	@.venv/bin/python -P tests/benchmarks/prepare.py
 	@.venv/bin/python -P tests/benchmarks/loader.py
 	@.venv/bin/python -P tests/benchmarks/train.py
+	@.venv/bin/python -P tests/benchmarks/sample.py
 
 bench-gpu: .venv/dev ## Measure one GPU (PART=smoke|step|loader|recipes)
 	@.venv/bin/python -P tests/benchmarks/gpu.py $(if $(PART),--part $(PART))

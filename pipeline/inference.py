@@ -2,7 +2,8 @@
 
 import logging
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config
 from pipeline.home import kept_tokenizer, pins, receipt, runs
@@ -10,6 +11,9 @@ from pipeline.home.layout import Layout, RunPaths
 from shards.errors import DiskError, HostError
 from shards.fingerprint import fingerprint
 from train.config import DeviceName
+
+if TYPE_CHECKING:
+    from train.sample import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -69,18 +73,20 @@ def sample(
     run: RunPaths,
     prompt: str,
     tokens: int,
-    temperature: float,
-    seed: int,
+    sampling: "Sampling",
     *,
+    seed: int = 0,
+    stop: Sequence[str] = (),
     best: bool = False,
     device: DeviceName | None = None,
-) -> str:
-    """Text from the newest checkpoint, or from the `best`. `device` is the run's own if none is given.
+) -> Iterator[str]:
+    """What the newest checkpoint, or the `best`, says after `prompt`, piece by piece. `device` is the run's own if none
+    is given.
 
     The run's own tokenizer is enough: its tokens may be elsewhere.
     """
     from train.machine.device import pick_device
-    from train.sample import generate
+    from train.sample import stream
     from train.trained import load_trained
 
     pinned = pins.pinned(run)
@@ -89,4 +95,4 @@ def sample(
     kept = kept_tokenizer.load(layout, run, pinned)
     trained = load_trained(wanted, kept.record, place, best=best)
     kept_tokenizer.add(layout, run, pinned)
-    return generate(trained.model, kept.tokenizer, prompt, tokens, temperature=temperature, seed=seed)
+    return stream(trained.model, kept.tokenizer, prompt, tokens, sampling, seed=seed, stop=stop)

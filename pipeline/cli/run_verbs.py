@@ -1,5 +1,6 @@
 """The verbs on runs that are there: what they reached, what they write, and which there are."""
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -97,12 +98,13 @@ def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None
     "--tokens", type=click.IntRange(1), default=128, show_default=True, metavar="N", help="How many tokens to add."
 )
 @click.option(
-    "--temperature",
-    type=click.FloatRange(0, 100),
-    default=0.8,
-    show_default=True,
-    help="0 takes the most likely token.",
+    "--temperature", type=click.FloatRange(0, 100), default=0.8, show_default=True, help="0: most likely token."
 )
+@click.option("--top-k", type=click.IntRange(0), default=50, show_default=True, help="Of the k most likely; 0: all.")
+@click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, help="Of the fewest with this probability in all.")
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, help="Of those with this part of the likeliest's.")
+@click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), default=1.0, help="Above 1: repeat less.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed for sampling."
 )
@@ -114,20 +116,30 @@ def sample(
     prompt: str,
     tokens: int,
     temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    stop: tuple[str, ...],
     seed: int,
     best: bool,
     device: DeviceName | None,
     home: Path,
 ) -> None:
-    """Text from a run's newest checkpoint.
+    """Text from a run's newest checkpoint, shown as it is made.
 
     RUN is a run's name or its folder [default: the run that was trained last].
     """
     from pipeline import inference
     from pipeline.terminal import printable
+    from train.sample import Sampling
 
-    text = inference.sample(*_found(home, run), prompt, tokens, temperature, seed, best=best, device=device)
-    click.echo(printable(text, keep="\n\t"))
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    found = _found(home, run)
+    pieces = inference.sample(*found, prompt, tokens, sampling, seed=seed, stop=stop, best=best, device=device)
+    for piece in chain((prompt,), pieces):
+        click.echo(printable(piece, keep="\n\t"), nl=False)
+    click.echo()
 
 
 @click.command()

@@ -14,7 +14,7 @@ from train.config import ModelConfig
 from train.data.windows import FolderWindows
 from train.evaluate import evaluate
 from train.model.gpt import Model
-from train.sample import generate
+from train.sample import Sampling, generate
 
 CONFIG = ModelConfig(family="gpt2", n_layer=1, n_head=2, d_model=32, seq_len=32)
 
@@ -68,8 +68,8 @@ def test_evaluating_and_sampling_leave_the_run_alone(tiny_folder: Path, model: M
     assert text.startswith("The")
     assert text == generate(model, folder.tokenizer, "The", 10)
     assert text != generate(model, folder.tokenizer, "The", 10, seed=1)
-    assert generate(model, folder.tokenizer, "The", 5, temperature=0) == generate(
-        model, folder.tokenizer, "The", 5, temperature=0, seed=9
+    assert generate(model, folder.tokenizer, "The", 5, Sampling(temperature=0)) == generate(
+        model, folder.tokenizer, "The", 5, Sampling(temperature=0), seed=9
     )
 
 

@@ -14,7 +14,7 @@ from shards import CorruptError, Tokenizer
 from train.export import check as checking
 from train.export.check import TEXTS, check
 from train.export.hugging_face import DTYPES, write
-from train.sample import generate
+from train.sample import Sampling, generate
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_pipeline_continues_as_we_do(form: str, tokenizer: Tokenizer, tmp_pa
     generator = pipeline("text-generation", str(tmp_path))
     prompt = "<|endoftext|>In this"  # what docs/getting-started.md shows
     found = generator(prompt, max_new_tokens=32, do_sample=False, return_full_text=True)[0]["generated_text"]
-    assert found.removeprefix("<|endoftext|>") == generate(model, tokenizer, "In this", 32, temperature=0)
+    assert found.removeprefix("<|endoftext|>") == generate(model, tokenizer, "In this", 32, Sampling(temperature=0))
 
 
 def test_end_of_text_is_special_there_and_text_here(tokenizer: Tokenizer, tmp_path: Path) -> None:

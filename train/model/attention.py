@@ -39,10 +39,32 @@ def attended(documents: Tensor, sequences: int, seq_len: int, head_width: int, d
     return (piece[:, None, :, None] == piece[:, None, None, :]).tril()
 
 
+class Past:
+    """The keys and values of the tokens so far, for one layer: (B, H, T, K) each, in memory for `length` tokens."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._count = length, 0
+        self._memory: tuple[Tensor, Tensor] | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All of them, those of the newest tokens at the end."""
+        if self._memory is None:
+            B, H, _, K = k.shape
+            self._memory = k.new_empty(B, H, self._length, K), v.new_empty(B, H, self._length, K)
+        first, self._count = self._count, self._count + k.shape[2]
+        for memory, new in zip(self._memory, (k, v), strict=True):
+            memory[:, :, first : self._count] = new
+        return self._memory[0][:, :, : self._count], self._memory[1][:, :, : self._count]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Causal attention of q, k and v, (B, H, T, K) each, within `seen`, or without borders."""
+    """Causal attention of q, k and v, (B, H, T, K) each, within `seen`, or without borders.
+
+    One query may come with the keys and values of all tokens before it.
+    """
     if seen is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        causal = q.shape[2] == k.shape[2]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     if seen.dtype is torch.bool:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     B, H, T, _ = v.shape

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from train.config import ModelConfig
-from train.model.attention import attend, attended
+from train.model.attention import Past, attend, attended
 from train.model.loss import linear_cross_entropy
 
 VOCAB_MULTIPLE = 64  # tensor cores want it; the rows past the vocabulary are never seen, nor counted
@@ -55,14 +55,18 @@ class Attention(nn.Module):
         self.q_norm = nn.Identity() if gpt2 else norm(config, head_width)
         self.k_norm = nn.Identity() if gpt2 else norm(config, head_width)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D). `seen` is what attention.attended made, or None."""
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D). `seen` is what attention.attended made, or None; `past` has the tokens before."""
         B, T, D = x.shape
         q, k, v = (each.view(B, T, self.n_head, -1) for each in self._projected(x))  # (B, T, H, K)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # the layout that attention wants, without a copy
+        if past is not None:
+            k, v = past.append(k, v)
         y = attend(q, k, v, seen, self.dropout if self.training else 0.0)
         return self.o(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
@@ -110,9 +114,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, seen: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, seen))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, seen, past))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
 
@@ -152,14 +158,34 @@ class Model(nn.Module):
 
     def hidden(self, ids: Tensor, seen: Tensor | None = None) -> Tensor:
         """(B, T) int64 -> (B, T, D): what the head reads. `seen` is what attention.attended made, or None."""
-        T = ids.shape[1]
-        assert self.config.seq_len >= T
+        assert self.config.seq_len >= ids.shape[1]
+        x, rope = self._embedded(ids, 0)
+        for block in self.blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, seen, use_reentrant=False)
+            else:
+                x = block(x, rope, seen)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def next_logits(self, ids: Tensor, first: int, pasts: list[Past]) -> Tensor:
+        """(B, T) int64, the tokens at `first` and after it -> (B, V) logits of what follows them.
+
+        `pasts`, one for each block, has the `first` tokens before; either there are none of them, or T is 1.
+        """
+        x, rope = self._embedded(ids, first)
+        for block, past in zip(self.blocks, pasts, strict=True):
+            x = block(x, rope, None, past)
+        return F.linear(self.norm(x[:, -1]), self._table)[..., : self.vocab_size]
+
+    def _embedded(self, ids: Tensor, first: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """What enters the blocks, (B, T, D), and the rotations of its positions, which begin at `first`."""
+        places = slice(first, first + ids.shape[1])
         x = self.embed(ids)
         rope = None
         if self.positions is None:
-            rope = self.rope_cos[:T, None].type_as(x), self.rope_sin[:T, None].type_as(x)
+            rope = self.rope_cos[places, None].type_as(x), self.rope_sin[places, None].type_as(x)
         else:
-            x = x + self.positions.weight[:T]
+            x = x + self.positions.weight[places]
         match self.config.residual:
             case "fp32":
                 pass
@@ -167,13 +193,7 @@ class Model(nn.Module):
                 x = x.to(torch.bfloat16) if _autocasts_to_bf16(x) else x  # fp16 has not the range for it
             case _:
                 assert_never(self.config.residual)
-        x = self.dropout(x)
-        for block in self.blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, seen, use_reentrant=False)
-            else:
-                x = block(x, rope, seen)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.dropout(x), rope
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
         """(B, T) int64 -> (B, T, V) logits. `documents` (data/document_ends.py): none looks into another."""

@@ -76,5 +76,5 @@ def refusal(what: str, status: int, sentence: str, page: str) -> MillpondError:
     if not token():
         why = "no token was sent; the Hub asks for one for private, gated and missing datasets"
         return NetworkError(said, why, f"look at {page}, and set HF_TOKEN to a token that may read it")
-    why = "the token that was sent (HF_TOKEN, or hf auth login) is expired, revoked or without the right to read it"
+    why = "the token that was sent (HF_TOKEN, or hf auth login) is expired, revoked or without permission to read it"
     return NetworkError(said, why, "set HF_TOKEN to a valid token, or unset it for a public dataset")

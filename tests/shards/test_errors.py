@@ -33,7 +33,7 @@ def test_each_reason_has_its_kind(numbers: list[str], code: int, doing: str) -> 
 
 def test_the_advice_for_reading_is_not_that_for_writing() -> None:
     denied = PermissionError(errno.EACCES, "Permission denied")
-    assert "the right to read it" in from_os_error(denied, Path("a"), "read").fix
+    assert "permission to read it" in from_os_error(denied, Path("a"), "read").fix
     assert "make the folder writable" in from_os_error(denied, Path("a"), "written").fix
 
 

@@ -122,10 +122,10 @@ def test_a_header_cut_anywhere_is_refused(tmp_path: Path, length: int) -> None:
         (4, 9, "word 4 is format revision 9, this millpond reads 1"),
         (5, 0, "words 5-9 are not valid: vocabulary 0"),
         (5, 70_000, "words 5-9 are not valid: vocabulary 70000"),
-        (6, 50257, "words 5-9 cannot be"),
-        (7, 3, "words 5-9 cannot be"),
-        (8, 7, "words 5-9 cannot be"),
-        (9, 60_000, "words 5-9 cannot be"),
+        (6, 50257, "words 5-9 are not valid"),
+        (7, 3, "words 5-9 are not valid"),
+        (8, 7, "words 5-9 are not valid"),
+        (9, 60_000, "words 5-9 are not valid"),
     ],
 )
 def test_every_word_is_checked(tmp_path: Path, word: int, value: int, says: str) -> None:

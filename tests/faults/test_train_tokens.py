@@ -64,6 +64,7 @@ def home(tiny_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_the_command_refuses_it_before_a_step(tiny_toml: Path, home: Path) -> None:
     """Although the folder was verified before, as its receipt says."""
     (folder,) = (home / "tokens").iterdir()

@@ -55,6 +55,7 @@ def test_each_process_asks_for_the_device_of_the_recipe(
     assert (done.exit_code, done.stderr) == (3, "error: asked for cpu\n")
 
 
+@pytest.mark.slow
 def test_on_the_cpu_of_a_machine_with_a_gpu(tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run keeps its device; it is no part of its identity, and what is done needs none."""
     UNUSABLE["CPU build"].machine.stand_in(monkeypatch)

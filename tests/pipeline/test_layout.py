@@ -10,6 +10,7 @@ from pipeline.cli.main import main
 from pipeline.home.layout import Layout
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_kept_for_all_verbs(
     tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -274,6 +274,7 @@ def test_checkpoints_removed_from_a_finished_run(tiny_toml: Path, trained: Path)
         assert "millpond resume tiny; if that says it is done, millpond train with --name tiny --fresh" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "workers", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGHUP, 2, 129), (signal.SIGINT, 2, 130)]
 )

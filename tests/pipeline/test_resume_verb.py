@@ -264,6 +264,7 @@ def last_step(home: Path) -> int:
     return max(row["step"] for row in read_rows(run_of(home).metrics))
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_made_longer(toml: Path, tmp_path: Path) -> None:
     die(12, "train", toml, *SETTINGS, "--home", tmp_path)
     said = run("resume", "tiny", "--tokens", 24 * 256, "--home", tmp_path).stderr

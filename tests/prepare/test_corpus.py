@@ -75,6 +75,7 @@ def test_a_broken_download_goes_on(hub: LocalHub, tmp_path: Path) -> None:
     assert not list((tmp_path / "home" / "raw" / "web").rglob(".*"))
 
 
+@pytest.mark.slow
 def test_a_file_in_the_users_cache_is_read_where_it_lies(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

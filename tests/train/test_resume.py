@@ -110,6 +110,7 @@ def test_a_finished_run_measures_the_same_again(
     assert results(tmp_path / "run" / "metrics.jsonl") == before
 
 
+@pytest.mark.slow
 def test_another_micro_batch_sees_the_same_data(
     tiny_folder: Path, tmp_path: Path, undisturbed: tuple[Path, str]
 ) -> None:

@@ -124,6 +124,7 @@ def test_a_bad_stretch_is_gone_around(tiny_folder: Path, tmp_path: Path, bad: se
     assert all(tensor.isfinite().all() for tensor in run.model.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "number"),
     [(RolledBack, 0), (RolledBack, 1), *((Logged, n) for n in range(14)), (Saved, 1), (Saved, 2), (Evaluated, 2)],

@@ -60,7 +60,7 @@ def without_padding(documents: torch.Tensor) -> list[int]:
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     shards=st.lists(st.lists(st.integers(0, 30), max_size=8), min_size=1, max_size=4).filter(
         lambda shards: sum(size + 1 for sizes in shards for size in sizes) > 12
@@ -177,7 +177,7 @@ def test_shares_are_exact_and_no_window_comes_twice_before_all_came(
         assert max(times) - (min(times) if len(times) == size else 0) <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(weights=WEIGHTS, start=st.integers(0, 10**12), counts=st.lists(st.integers(0, 60), max_size=5))
 def test_an_interleave_is_even_and_any_way_of_asking_gives_the_same(
     weights: list[float], start: int, counts: list[int]

@@ -44,6 +44,7 @@ def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
+@pytest.mark.slow
 def test_how_ranks_speak_to_each_other(two: Ranks) -> None:
     found = two.run(rank_work.talk)
     assert [one.pop("calls") for one in found] == [[0], []]

@@ -1,17 +1,24 @@
 """millpond export: a folder that is the run's model, made once, whole or not at all."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from harness import litter, states, tree
+from llama import llama
 
+from pipeline import config
 from pipeline.cli.main import main
+from pipeline.home import kept_tokenizer, pins, runs
+from pipeline.home.layout import Layout
 from shards.errors import CorruptError
 from train.export import check as checking
+from train.trained import load_trained
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -102,6 +109,24 @@ def test_without_transformers_it_says_what_was_not_compared(home: Path, monkeypa
     monkeypatch.setattr(checking, "can_check", lambda: False)
     states(run("export", "tiny", "--home", home).stderr, "not compared", "transformers")
     states((home / "runs" / "tiny" / "export" / "hf" / "README.md").read_text(), "not compared")
+
+
+def test_eight_bits_cost_less_than_a_percent_of_perplexity(home: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    run("export", "tiny", "--home", home, "--format", "gguf")
+    layout = Layout(home)
+    paths = layout.run("tiny")
+    pinned = pins.pinned(paths)
+    kept = kept_tokenizer.load(layout, paths, pinned)
+    job = runs.job(layout, paths, config.load_run(paths.recipe), pinned)
+    model = load_trained(job, kept.record, torch.device("cpu")).model
+    ids = [kept.tokenizer.eot, *kept.tokenizer.encode("Return the value of the key, or a new list of them.")][:32]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0, :-1]
+    ours = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
+    with llama(paths.export / "gguf" / "tiny-q8_0.gguf", 32) as server:
+        theirs = [-server.logprob(ids[:i], ids[i], kept.record.vocab_size) for i in range(1, len(ids))]
+    assert abs(math.exp(sum(theirs) / len(theirs) - ours) - 1) < 0.01 and len(theirs) > 15
 
 
 def test_a_run_without_its_tokens_is_exported(home: Path) -> None:

@@ -30,6 +30,13 @@ class Llama:
         found: list[int] = self.ask("completion", **asked)["tokens"]
         return found
 
+    def logprob(self, before: list[int], token: int, vocab_size: int) -> float:
+        """The natural logarithm of the probability that `token` follows `before`."""
+        found = self.ask("completion", prompt=before, n_predict=1, n_probs=vocab_size, temperature=0)
+        return {each["id"]: float(each["logprob"]) for each in found["completion_probabilities"][0]["top_logprobs"]}[
+            token
+        ]
+
 
 @contextmanager
 def llama(path: Path, context: int) -> Iterator[Llama]:

@@ -107,7 +107,6 @@ def test_a_finished_run_says_so(home: Path) -> None:
     assert tree(run_of(home).root) == before
 
 
-@pytest.mark.slow
 def test_the_texts_are_not_needed(corpus_file: Path, toml: Path, tmp_path: Path) -> None:
     texts, recipe = tmp_path / "texts.jsonl", tmp_path / "tiny.toml"
     shutil.copy(corpus_file, texts)

@@ -54,19 +54,12 @@ def export(
     kept = kept_tokenizer.load(layout, run, pinned)
     trained = load_trained(runs.job(layout, run, recipe, pinned), kept.record, torch.device("cpu"), best=best)
     facts = _facts(layout, run, recipe, pinned, trained)
+    writers = {name: _writer(name, dtype, run.root.name, trained.model, kept.tokenizer) for name in formats}
     place = make_folder(to or run.export)
     with locked(place / ".lock"):
         sweep(place)
         return [
-            _export(
-                place / name,
-                terminal,
-                _writer(name, dtype, run.root.name, trained.model, kept.tokenizer),
-                facts,
-                trained,
-                force=force,
-            )
-            for name in formats
+            _export(place / name, terminal, writer, facts, trained, force=force) for name, writer in writers.items()
         ]
 
 

@@ -13,6 +13,7 @@ from harness import litter, states, tree
 from llama import llama
 
 from pipeline import config
+from pipeline import export as exporting
 from pipeline.cli.main import main
 from pipeline.home import kept_tokenizer, pins, runs
 from pipeline.home.layout import Layout
@@ -132,6 +133,13 @@ def test_eight_bits_cost_less_than_a_percent_of_perplexity(home: Path) -> None:
 def test_a_run_without_its_tokens_is_exported(home: Path) -> None:
     shutil.rmtree(home / "tokens")
     run("export", "tiny", "--home", home)
+
+
+def test_without_gguf_nothing_is_begun(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "find_spec", lambda _: None)
+    states(run("export", "tiny", "--home", home, code=3).stderr, "gguf", "[export]", "--format hf")
+    assert not (home / "runs" / "tiny" / "export").exists()
+    run("export", "tiny", "--home", home, "--format", "hf")
 
 
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:

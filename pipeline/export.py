@@ -92,8 +92,9 @@ def _export(
         writer.write(temp)
         compared = writer.check(temp)
         (temp / "README.md").write_text(model_card(facts._replace(check=compared, gguf=writer.gguf)), "utf-8")
-    result = {"step": trained.step, "dtype": writer.dtype, "files": _sums(folder), "check": compared}
-    receipt.write(record, "export", print_, result, time.perf_counter() - began)
+        result = {"step": trained.step, "dtype": writer.dtype, "files": _sums(temp), "check": compared}
+        # before the folder: one without a receipt is somebody else's, and its hashes say whether it is this one
+        receipt.write(record, "export", print_, result, time.perf_counter() - began)
     what = f"step {trained.step:,}, {writer.dtype}, {time.perf_counter() - began:.1f} s"
     terminal.stage("export", f"{folder}, {what}")
     terminal.note(compared)

@@ -142,5 +142,18 @@ def test_without_gguf_nothing_is_begun(home: Path, monkeypatch: pytest.MonkeyPat
     run("export", "tiny", "--home", home, "--format", "hf")
 
 
+def test_a_kill_before_its_receipt_leaves_what_can_be_exported_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting.receipt, "write", killed)
+        CliRunner().invoke(main, ["export", "tiny", "--home", str(home)])
+    assert not (home / "runs" / "tiny" / "export" / "hf").exists()
+    run("export", "tiny", "--home", home)
+
+
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:
     states(run("export", "night", "--home", tmp_path, code=2).stderr, "no run 'night'")

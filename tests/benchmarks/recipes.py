@@ -1,6 +1,6 @@
 """Recipes on the same text: what each has learned after so many tokens, over seeds, and how many tokens it saves.
 
-    python -P tests/benchmarks/recipes.py --home DIR --tokens FOLDER [--scale small|gpt2] [--tune] [--seeds 1 2 3]
+    python -P tests/benchmarks/recipes.py --home DIR --tokens FOLDER [--scale small|30m|gpt2] [--tune] [--seeds 1 2 3]
 
 FOLDER is a token folder under DIR. Every recipe is a list of settings, so that what is compared here is what a person
 can ask for. `--tune` tries the same number of learning rates for each (factors of its published ones) with a seed of
@@ -35,6 +35,11 @@ SCALES = {
         ("model.n_layer=4", "model.d_model=64", "model.seq_len=128",
          "train.eval_tokens=131072", "train.final_eval_tokens=131072"),
         4, 2_048_000, 256, 1024, 16,
+    ),
+    "30m": Scale(
+        ("model.n_layer=6", "model.d_model=384", "model.seq_len=1024", "train.micro_batch=48",
+         "train.eval_tokens=393216", "train.final_eval_tokens=393216"),
+        6, 60_014_592, 6144, 98_304, 20,
     ),
     "gpt2": Scale(
         ("model.n_layer=12", "model.d_model=768", "model.seq_len=1024", "train.final_eval_tokens=1048576"),

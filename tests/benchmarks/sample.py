@@ -1,6 +1,6 @@
 """Tokens a second of sampling, against reading the whole context again for each token, in one run.
 
-    python -P tests/benchmarks/sample.py [--tokens 512] [--rounds 3] [--layers 6] [--width 384]
+    python -P tests/benchmarks/sample.py [--tokens 512] [--rounds 3] [--layers 6] [--width 384] [--device cpu]
 
 The other is nanoGPT's generate() in our own words, which is how it is done without the keys and values of the tokens
 before. Random weights, GPT-2's vocabulary, a context of 1,024, no end-of-text; rounds alternate, medians are shown.
@@ -23,11 +23,11 @@ SAMPLING = Sampling(temperature=0)
 
 
 def again(model: Model, ids: list[int], tokens: int) -> None:
-    generator = torch.Generator()
+    generator, device = torch.Generator(), next(model.parameters()).device
     with torch.no_grad():
         for _ in range(tokens):
-            context = torch.tensor([ids[-model.config.seq_len :]])
-            ids.append(pick(model(context)[0, -1].float(), SAMPLING, ids, generator))
+            context = torch.tensor([ids[-model.config.seq_len :]], device=device)
+            ids.append(pick(model(context)[0, -1].float().cpu(), SAMPLING, ids, generator))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -40,10 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("tokens", 512), ("rounds", 3), ("layers", 6), ("width", 384)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     tokenizer = vocabulary.gpt2()
     config = ModelConfig(n_layer=asked.layers, n_head=asked.width // 64, d_model=asked.width, seq_len=1024)
-    model = Model(config, tokenizer.vocab_size).eval()
+    model = Model(config, tokenizer.vocab_size).to(asked.device).eval()
     prompt = [tokenizer.eot, *tokenizer.encode(PROMPT)]
     ours, theirs = [], []
     for _ in range(asked.rounds):

@@ -98,7 +98,7 @@ def test_a_step_is_called_off_on_the_device(name: str) -> None:
     ours, loader = stepper(CUDA, torch.bfloat16, optim=OptimConfig(name=name)), Fixed(2)
     ours.step(loader)
     before = [parameter.detach().clone() for parameter in ours.model.parameters()]
-    state = {key: value.clone() for key, value in ours.optimizers.tensors().items()}
+    state = {key: value.clone() for key, value in ours.optimizers.state().items()}
     hook = ours.model.embed.weight.register_hook(lambda gradient: gradient * torch.nan)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -107,7 +107,7 @@ def test_a_step_is_called_off_on_the_device(name: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
         hook.remove()
     assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), before, strict=True))
-    assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.tensors().items())
+    assert all(torch.equal(value, state[key]) for key, value in ours.optimizers.state().items())
     assert ours.counts() == {"skipped_steps": 1, "skipped_spikes": 0}
     ours.step(loader)
     assert ours.counts()["skipped_steps"] == 1

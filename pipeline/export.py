@@ -23,6 +23,7 @@ from train.telemetry.metrics import read_rows
 
 if TYPE_CHECKING:  # torch is loaded by the verb that needs it
     from train.export.card import CardFacts
+    from train.export.gguf_file import GgufType
     from train.model.gpt import Model
     from train.trained import Trained
 
@@ -37,7 +38,7 @@ def export(
     *,
     to: Path | None = None,
     formats: Sequence[FormatName] = FORMATS,
-    dtype: str = "",
+    dtype: "GgufType | None" = None,
     best: bool = False,
     force: bool = False,
 ) -> list[Path]:
@@ -53,7 +54,7 @@ def export(
     pinned, recipe = pins.pinned(run), config.load_run(run.recipe)
     kept = kept_tokenizer.load(layout, run, pinned)
     trained = load_trained(runs.job(layout, run, recipe, pinned), kept.record, torch.device("cpu"), best=best)
-    facts = _facts(layout, run, recipe, pinned, trained)
+    facts = _facts(layout, run, recipe, pinned, trained)._replace(tokenizer=kept.record.name)
     writers = {name: _writer(name, dtype, run.root.name, trained.model, kept.tokenizer) for name in formats}
     place = make_folder(to or run.export)
     with locked(place / ".lock"):
@@ -113,7 +114,7 @@ class Writer(NamedTuple):
     gguf: str = ""
 
 
-def _writer(name: FormatName, dtype: str, run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
+def _writer(name: FormatName, dtype: "GgufType | None", run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
     match name:
         case "hf":
             return _hugging_face(dtype, model, tokenizer)
@@ -123,11 +124,11 @@ def _writer(name: FormatName, dtype: str, run: str, model: "Model", tokenizer: T
             assert_never(name)
 
 
-def _hugging_face(dtype: str, model: "Model", tokenizer: Tokenizer) -> Writer:
+def _hugging_face(dtype: "GgufType | None", model: "Model", tokenizer: Tokenizer) -> Writer:
     from train.export import check, hugging_face
 
-    dtype = dtype if dtype in hugging_face.DTYPES else "f32"  # it has no blocks of 8 bits
-    kind = hugging_face.DTYPES[dtype]
+    name = "f32" if dtype is None or dtype == "q8_0" else dtype  # it has no blocks of 8 bits
+    kind = hugging_face.DTYPES[name]
 
     def compare(folder: Path) -> str:
         if not check.can_check():
@@ -136,10 +137,10 @@ def _hugging_face(dtype: str, model: "Model", tokenizer: Tokenizer) -> Writer:
         largest = f"{found.max_logit_difference:.1g}"
         return f"transformers gives the same ids, and logits that differ by at most {largest}, on {found.texts} texts"
 
-    return Writer(dtype, lambda folder: hugging_face.write(model, tokenizer, kind, folder), compare)
+    return Writer(name, lambda folder: hugging_face.write(model, tokenizer, kind, folder), compare)
 
 
-def _gguf(dtype: str, run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
+def _gguf(dtype: "GgufType | None", run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
     from train.export import gguf_file
 
     if find_spec("gguf") is None:
@@ -148,7 +149,7 @@ def _gguf(dtype: str, run: str, model: "Model", tokenizer: Tokenizer) -> Writer:
             "it writes the format that llama.cpp reads",
             ".venv/bin/pip install -c constraints.txt -e '.[export]', or --format hf",
         )
-    kind = gguf_file.kind_of(dtype or "q8_0")
+    kind: GgufType = dtype or "q8_0"
     file = f"{run}-{kind}.gguf"
 
     def write(folder: Path) -> None:

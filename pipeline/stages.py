@@ -122,10 +122,10 @@ class Pipeline:
             estimate.require_space(expected, self.layout.home)
             try:
                 manifest = manifest or wanted.blank(make_folder(folder), self.terminal.note)
-                job = wanted.job(folder, manifest, engine_of(tokens, self.terminal.note))
+                spec = wanted.spec(folder, manifest, engine_of(tokens, self.terminal.note))
                 with self.terminal.tokens(expected.tokens) as advance:
                     workers = tokens.workers or cores()
-                    manifest = tokenize(job, corpus, tokens.max_tokens, workers, advance, executor=tokens.executor)
+                    manifest = tokenize(spec, corpus, tokens.max_tokens, workers, advance, executor=tokens.executor)
             except DiskError as error:
                 free = shutil.disk_usage(self.layout.home).free
                 what = f"{error.what}; in all this needs about {expected.peak:,} bytes and {free:,} are free"
@@ -141,12 +141,12 @@ class Pipeline:
             _report_losses(self.terminal, manifest)
         return folder
 
-    def verify(self, folder: Path, *, force: bool = False) -> None:
-        """Every byte of the token folder compared with its manifest, once for each manifest, again with `force`."""
+    def verify(self, folder: Path) -> None:
+        """Every byte of the token folder compared with its manifest, once for each manifest."""
         path = self.layout.receipt("verify", folder.name)
         with self.locked(folder.name, path):
             print_ = sha256_of(folder / MANIFEST)
-            done = receipt.read(path, print_) is not None and not force
+            done = receipt.read(path, print_) is not None
             began = time.perf_counter()
             is_named = mixture.named_folders(self.layout, self.recipe.tokens)
             fix = f"copy or pull {folder.name} again" if is_named else f"millpond tokenize {self.config} --force"

@@ -166,7 +166,7 @@ class TokenRecipe:
         )
         return estimate.estimate(self.corpus, wanted, footers=footers)
 
-    def job(self, folder: Path, manifest: Manifest, engine: EngineName) -> FolderSpec:
+    def spec(self, folder: Path, manifest: Manifest, engine: EngineName) -> FolderSpec:
         """What building its parts needs to know."""
         return FolderSpec(folder=folder, manifest=manifest, engine=engine, forbid=self._forbid)
 

@@ -22,7 +22,7 @@ from shards.sharing.card import CARD, card
 
 
 def tokenize(
-    job: FolderSpec, corpus: Corpus, max_tokens: int, workers: int, advance: Advance, *, executor: Executor = "local"
+    spec: FolderSpec, corpus: Corpus, max_tokens: int, workers: int, advance: Advance, *, executor: Executor = "local"
 ) -> Manifest:
     """Seal parts until the folder has `max_tokens` (0: all of them), then publish and return its manifest.
 
@@ -30,22 +30,22 @@ def tokenize(
     gets the shortest row of parts that holds enough, whatever was sealed beyond it, so growing in steps or at
     once ends the same. RefusedError when there are no documents, CorruptError when a file changed while it was read.
     """
-    _check_tokenizer(job)
-    make_folder(job.folder / ".parts")
-    sweep(job.folder)
-    sweep(job.folder / ".parts")
-    sealed = _sealed_before(job)
+    _check_tokenizer(spec)
+    make_folder(spec.folder / ".parts")
+    sweep(spec.folder)
+    sweep(spec.folder / ".parts")
+    sealed = _sealed_before(spec)
     for source in sorted({source for record in sealed.values() for source in record.sources}):
         if _is_sealed(source, sealed):
             corpus.release(source)
-    parts = plan_parts(corpus, job.manifest.part_tokens, sealed, job.manifest.plan or None)
-    hasher = Builder(job, advance) if job.manifest.dedup else None
+    parts = plan_parts(corpus, spec.manifest.part_tokens, sealed, spec.manifest.plan or None)
+    hasher = Builder(spec, advance) if spec.manifest.dedup else None
     running: dict[Future[PartRecord], Part] = {}
-    with open_pool(job, workers, executor=executor, advance=advance) as pool:
+    with open_pool(spec, workers, executor=executor, advance=advance) as pool:
         while True:
             while len(running) < pool.depth:
                 estimates = {part.index: part.estimated_tokens * (part.split != "val") for part in running.values()}
-                if _holds(job.manifest, sealed, estimates, max_tokens) or not (part := next(parts, None)):
+                if _holds(spec.manifest, sealed, estimates, max_tokens) or not (part := next(parts, None)):
                     break
                 if hasher:
                     hasher.write_hashes(part)  # here and in order: a part may be built when all before it are hashed
@@ -59,31 +59,31 @@ def tokenize(
                 sealed[part.index] = future.result()
                 for source in sealed[part.index].sources:
                     if _is_sealed(source, sealed):
-                        _confirm(job, corpus, source)
+                        _confirm(spec, corpus, source)
                         corpus.release(source)
-    return _publish(job, corpus, list(_prefix(job.manifest, sealed, max_tokens)))
+    return _publish(spec, corpus, list(_prefix(spec.manifest, sealed, max_tokens)))
 
 
-def _check_tokenizer(job: FolderSpec) -> None:
+def _check_tokenizer(spec: FolderSpec) -> None:
     """CorruptError unless the folder's tokenizer is its manifest's: more parts made with another mean other things."""
-    record = job.manifest.tokenizer
+    record = spec.manifest.tokenizer
     for name, sha256 in (("tokenizer.tiktoken", record.ranks_sha256), ("tokenizer.json", record.json_sha256)):
-        found = sha256_of(job.folder / name)
+        found = sha256_of(spec.folder / name)
         if found != sha256:
             raise CorruptError(
-                f"{job.folder / name}: sha256 is {found}, the manifest says {sha256}",
+                f"{spec.folder / name}: sha256 is {found}, the manifest says {sha256}",
                 "with another tokenizer every token means something else",
                 "millpond tokenize CONFIG --force",
             )
 
 
-def _sealed_before(job: FolderSpec) -> dict[int, PartRecord]:
+def _sealed_before(spec: FolderSpec) -> dict[int, PartRecord]:
     """The published parts, and those that a run before this one sealed and did not live to publish."""
-    sealed = dict(enumerate(job.manifest.parts))
-    for path in (job.folder / ".parts").glob("*.json"):
+    sealed = dict(enumerate(spec.manifest.parts))
+    for path in (spec.folder / ".parts").glob("*.json"):
         index = int(path.stem)
         record = decode(path.read_bytes(), PartRecord, path)
-        sizes = {path.name: path.stat().st_size for path in shard_paths(job.folder, index) if path.exists()}
+        sizes = {path.name: path.stat().st_size for path in shard_paths(spec.folder, index) if path.exists()}
         if sizes == {shard.file: shard.nbytes for shard in record.shards}:
             sealed.setdefault(index, record)
     return sealed
@@ -96,18 +96,18 @@ def _is_sealed(source: int, sealed: dict[int, PartRecord]) -> bool:
     return first.first == 0 and last.ends_source and last_index - first_index + 1 == len(records)
 
 
-def _confirm(job: FolderSpec, corpus: Corpus, source: int) -> None:
+def _confirm(spec: FolderSpec, corpus: Corpus, source: int) -> None:
     """CorruptError, and nothing sealed is kept, unless the file is what it was when it was hashed."""
     try:
         corpus.confirm(source)
     except CorruptError:
-        shutil.rmtree(job.folder / ".parts")
+        shutil.rmtree(spec.folder / ".parts")
         raise
 
 
-def _publish(job: FolderSpec, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
+def _publish(spec: FolderSpec, corpus: Corpus, chosen: list[PartRecord]) -> Manifest:
     """Make the folder what `chosen` says, and nothing else."""
-    manifest = msgspec.structs.replace(job.manifest, parts=chosen)
+    manifest = msgspec.structs.replace(spec.manifest, parts=chosen)
     if not any(manifest.tokens(split) for split in ("train", "val")):
         counts = manifest.counts
         dropped = ", ".join(f"{count:,} ({reason})" for reason, count in counts.dropped.items())
@@ -116,22 +116,22 @@ def _publish(job: FolderSpec, corpus: Corpus, chosen: list[PartRecord]) -> Manif
             f"they have {counts.rows:,} rows, dropped were: {dropped or 'none'}",
             "name other files",
         )
-    for source in sorted({source for record in chosen[len(job.manifest.parts) :] for source in record.sources}):
-        _confirm(job, corpus, source)
-    _write_card(job, manifest)
-    manifest.write(job.folder)
+    for source in sorted({source for record in chosen[len(spec.manifest.parts) :] for source in record.sources}):
+        _confirm(spec, corpus, source)
+    _write_card(spec, manifest)
+    manifest.write(spec.folder)
     kept = {name for name, _ in manifest.files()}
-    for path in (*job.folder.glob("train-*"), *job.folder.glob("val-*")):
+    for path in (*spec.folder.glob("train-*"), *spec.folder.glob("val-*")):
         if path.name not in kept:  # sealed beyond what was asked for, or half of a part that a kill cut short
             path.unlink()
-    shutil.rmtree(job.folder / ".parts")
+    shutil.rmtree(spec.folder / ".parts")
     return manifest
 
 
-def _write_card(job: FolderSpec, manifest: Manifest) -> None:
+def _write_card(spec: FolderSpec, manifest: Manifest) -> None:
     """README.md, unless somebody wrote into the one that is there."""
-    path, name = job.folder / CARD, job.folder.name
-    if not path.exists() or path.read_text("utf-8") in (card(job.manifest, name), card(manifest, name)):
+    path, name = spec.folder / CARD, spec.folder.name
+    if not path.exists() or path.read_text("utf-8") in (card(spec.manifest, name), card(manifest, name)):
         publish_bytes(path, card(manifest, name).encode())
 
 

@@ -71,7 +71,7 @@ class Target(NamedTuple):
 
 
 def estimate(corpus: Corpus, target: Target, *, footers: bool) -> Estimate:
-    """What it takes until the folder is as target.
+    """What it takes until the folder holds what `target` says.
 
     With `footers` from those of the parquet files, two requests for each that is not here; else from sizes alone.
     """

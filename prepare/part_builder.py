@@ -54,24 +54,24 @@ class _Piece(NamedTuple):
 class Builder:
     """One process's encoder, and the making of one part after another with it. `advance` is told of tokens written."""
 
-    def __init__(self, job: FolderSpec, advance: Advance) -> None:
-        self.job, self._advance = job, advance
-        manifest, record = job.manifest, job.manifest.tokenizer
-        self._tokenizer = Tokenizer.load(job.folder / "tokenizer.tiktoken", record.name, record.ranks_sha256)
+    def __init__(self, spec: FolderSpec, advance: Advance) -> None:
+        self.spec, self._advance = spec, advance
+        manifest, record = spec.manifest, spec.manifest.tokenizer
+        self._tokenizer = Tokenizer.load(spec.folder / "tokenizer.tiktoken", record.name, record.ranks_sha256)
         self._encoder: Encoder | None = None  # costs a fraction of a second, and ready tokens need none
         self._dtype = np.dtype(f"<u{token_bytes(record.vocab_size)}")
         self._filters = parse_filters(manifest.filters)
-        self._forbidden = forbidden_hashes(job.forbid)
-        if job.forbid and digest_of(self._forbidden) != manifest.forbidden:
+        self._forbidden = forbidden_hashes(spec.forbid)
+        if spec.forbid and digest_of(self._forbidden) != manifest.forbidden:
             raise CorruptError(
-                f"tokens.forbid: the validation of {', '.join(path.name for path in job.forbid)} changed meanwhile",
+                f"tokens.forbid: the validation of {', '.join(path.name for path in spec.forbid)} changed meanwhile",
                 "the folder would not be what its fingerprint says",
                 "run the same command again",
             )
 
     def build(self, part: Part) -> PartRecord:
         """Write and seal the shards of `part`."""
-        manifest = self.job.manifest
+        manifest = self.spec.manifest
         counts = Counts()
         with ExitStack() as stack:
             train, val = (
@@ -84,7 +84,7 @@ class Builder:
                         fingerprint=manifest.fingerprint,
                     )
                 )
-                for path in shard_paths(self.job.folder, part.index)
+                for path in shard_paths(self.spec.folder, part.index)
             )
             for tokens, starts, hashes, found in self._pieces(part):
                 counts = counts.plus(found)
@@ -105,12 +105,12 @@ class Builder:
                 train=train.seal(),
                 val=val.seal(),
             )
-        publish_bytes(receipt_path(self.job.folder, part.index), encode(record))
+        publish_bytes(receipt_path(self.spec.folder, part.index), encode(record))
         return record
 
     def write_hashes(self, part: Part) -> None:
         """The first of the two passes of dedup: the hashes of the part's documents, sorted, for those after it."""
-        path = _hashes_path(self.job.folder, part.index)
+        path = _hashes_path(self.spec.folder, part.index)
         if path.exists():
             return
         hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *self._hashes(part)]))
@@ -122,19 +122,19 @@ class Builder:
         if part.path.name.endswith(TOKEN_SUFFIXES):
             yield hash_documents(self._ready(part), self._tokenizer)
             return
-        column = self.job.manifest.corpus.text_column
+        column = self.spec.manifest.corpus.text_column
         for batch in read_pieces(part.pieces, column, self._filters):
             yield batch.hashes
 
     def _hash_filter(self, part: Part) -> HashFilter | None:
-        dedup = self.job.manifest.dedup
+        dedup = self.spec.manifest.dedup
         if not dedup and not len(self._forbidden):
             return None
         return HashFilter(self._forbidden, self._came_before(part) if dedup else np.empty(0, np.uint64), dedup=dedup)
 
     def _came_before(self, part: Part) -> Hashes:
         """Those of the part's hashes that a part before it has, sorted. Memory holds two parts' hashes at a time."""
-        folder = self.job.folder
+        folder = self.spec.folder
         own: Hashes = np.load(_hashes_path(folder, part.index), allow_pickle=False)
         found = np.zeros(len(own), np.bool_)
         for index in range(part.index):
@@ -152,8 +152,8 @@ class Builder:
         return self._ready_tokens(part) if part.path.name.endswith(TOKEN_SUFFIXES) else self._encoded(part)
 
     def _encoded(self, part: Part) -> Iterator[_Piece]:
-        manifest = self.job.manifest
-        self._encoder = self._encoder or Encoder(self._tokenizer, self.job.folder, self.job.engine)
+        manifest = self.spec.manifest
+        self._encoder = self._encoder or Encoder(self._tokenizer, self.spec.folder, self.spec.engine)
         place = f"{part.path}, part {part.index}"
         column = manifest.corpus.text_column
         for batch in read_pieces(part.pieces, column, self._filters, self._hash_filter(part)):

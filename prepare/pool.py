@@ -35,24 +35,24 @@ class Pool(NamedTuple):
     poll: Callable[[], None] = lambda: None
 
 
-def open_pool(job: FolderSpec, workers: int, *, executor: Executor, advance: Advance) -> AbstractContextManager[Pool]:
+def open_pool(spec: FolderSpec, workers: int, *, executor: Executor, advance: Advance) -> AbstractContextManager[Pool]:
     """A pool of `workers` processes here, or of the Ray cluster's cores. One worker is this process itself."""
     match executor:
         case "local":
-            return _here(job, advance) if workers <= 1 else _processes(job, workers, advance)
+            return _here(spec, advance) if workers <= 1 else _processes(spec, workers, advance)
         case "ray":
-            return _ray(job, advance)
+            return _ray(spec, advance)
         case _:
             assert_never(executor)
 
 
 @contextmanager
-def _here(job: FolderSpec, advance: Advance) -> Iterator[Pool]:
+def _here(spec: FolderSpec, advance: Advance) -> Iterator[Pool]:
     builder: Builder | None = None
 
     def submit(part: Part) -> "Future[PartRecord]":
         nonlocal builder
-        builder = builder or Builder(job, advance)
+        builder = builder or Builder(spec, advance)
         future: Future[PartRecord] = Future()
         future.set_result(builder.build(part))
         return future
@@ -61,13 +61,13 @@ def _here(job: FolderSpec, advance: Advance) -> Iterator[Pool]:
 
 
 @contextmanager
-def _processes(job: FolderSpec, workers: int, advance: Advance) -> Iterator[Pool]:
+def _processes(spec: FolderSpec, workers: int, advance: Advance) -> Iterator[Pool]:
     over, come = threading.Event(), SimpleQueue[int]()
     mine, started = threading.local(), list[_Worker]()
 
     def start() -> None:
         _ignore_interrupts()
-        mine.worker = _Worker(job, over, come)
+        mine.worker = _Worker(spec, over, come)
         started.append(mine.worker)
 
     def poll() -> None:
@@ -97,11 +97,11 @@ class _Worker:
     There is no lock or queue that it shares with the others: one that is killed stops no other.
     """
 
-    def __init__(self, job: FolderSpec, over: threading.Event, come: "SimpleQueue[int]") -> None:
+    def __init__(self, spec: FolderSpec, over: threading.Event, come: "SimpleQueue[int]") -> None:
         context = multiprocessing.get_context("spawn")
         self._over, self._come, self._killed = over, come, _killed_for_memory()
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
         try:
             self._process.start()
         except OSError as error:
@@ -171,7 +171,7 @@ class _Stopped(MillpondError):
     pass
 
 
-def _serve(pipe: "Connection[Any, Any]", job: FolderSpec) -> None:
+def _serve(pipe: "Connection[Any, Any]", spec: FolderSpec) -> None:
     """The life of a worker process. Signals are the parent's to handle, and the parent's death is its own."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
@@ -193,7 +193,7 @@ def _serve(pipe: "Connection[Any, Any]", job: FolderSpec) -> None:
             return
         answer: PartRecord | Exception
         try:
-            builder = builder or Builder(job, advance)
+            builder = builder or Builder(spec, advance)
             answer = builder.build(part)
         except Exception as error:
             answer = converted(error)
@@ -209,7 +209,7 @@ def _die_with(sentinel: int) -> None:
 
 
 @contextmanager
-def _ray(job: FolderSpec, advance: Advance) -> Iterator[Pool]:
+def _ray(spec: FolderSpec, advance: Advance) -> Iterator[Pool]:
     """Plain tasks on the cluster that RAY_ADDRESS names, else on one of this machine. The home folder and the source
     files must be on a file system that every node sees under the same path, and millpond be installed there."""
     try:
@@ -225,7 +225,7 @@ def _ray(job: FolderSpec, advance: Advance) -> Iterator[Pool]:
     if mine:
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
     task = ray.remote(num_cpus=1)(_build_on_ray)
-    shared = ray.put(msgspec.structs.replace(job, folder=job.folder.absolute()))
+    shared = ray.put(msgspec.structs.replace(spec, folder=spec.folder.absolute()))
 
     def submit(part: Part) -> "Future[PartRecord]":
         future: Future[PartRecord] = task.remote(shared, part).future()
@@ -263,8 +263,8 @@ def _require_reachable(address: str) -> None:
 _builders: dict[str, Builder] = {}
 
 
-def _build_on_ray(job: FolderSpec, part: Part) -> PartRecord:
-    key = f"{job.folder} {job.engine}"
+def _build_on_ray(spec: FolderSpec, part: Part) -> PartRecord:
+    key = f"{spec.folder} {spec.engine}"
     if key not in _builders:
-        _builders[key] = Builder(job, lambda _: None)
+        _builders[key] = Builder(spec, lambda _: None)
     return _builders[key].build(part)

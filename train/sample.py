@@ -31,12 +31,15 @@ class Sampling(NamedTuple):
     repetition_penalty: float = 1.0
 
 
+DEFAULT = Sampling()
+
+
 def generate(
     model: Model,
     tokenizer: Tokenizer,
     prompt: str,
     tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008  (it cannot be changed)
+    sampling: Sampling = DEFAULT,
     *,
     seed: int = 0,
 ) -> str:
@@ -49,7 +52,7 @@ def stream(
     tokenizer: Tokenizer,
     prompt: str,
     tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008  (it cannot be changed)
+    sampling: Sampling = DEFAULT,
     *,
     seed: int = 0,
     stop: Sequence[str] = (),

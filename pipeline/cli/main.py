@@ -184,7 +184,7 @@ def tokenize(config: str, settings: tuple[str, ...], force: bool, home: Path) ->
 @settings
 @home
 def verify(target: str, quick: bool, settings: tuple[str, ...], home: Path) -> None:
-    """Compare every byte of a token folder with its manifest. Nothing is prepared or changed.
+    """Compare every byte of a token folder with its manifest. Nothing is fetched or tokenized.
 
     FOLDER is a token folder's name or path; of a CONFIG, the token folders it trains on are compared.
     """
@@ -198,7 +198,9 @@ def verify(target: str, quick: bool, settings: tuple[str, ...], home: Path) -> N
     for path in found or [folders.find(layout, target)]:
         fix = "millpond tokenize CONFIG --force, or for what was pulled: millpond shards pull URL"
         folders.require_valid(layout, path, fix, full=not quick)
-        terminal().stage("verify", f"{path.name}  {'sizes and headers' if quick else 'every byte'} as it was written")
+        terminal().stage(
+            "verify", f"{path.name}  {'sizes and headers as they were' if quick else 'every byte as it was'} written"
+        )
 
 
 @main.command()

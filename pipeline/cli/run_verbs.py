@@ -163,9 +163,7 @@ def sample(
 @_best
 @click.option("--force", is_flag=True, help="Make it again, and replace what is there.")
 @home
-def export(
-    run: str | None, to: Path | None, formats: Any, dtype: str | None, best: bool, force: bool, home: Path
-) -> None:
+def export(run: str | None, to: Path | None, formats: Any, dtype: Any, best: bool, force: bool, home: Path) -> None:
     """A run's model for transformers (hf) and for llama.cpp (gguf), compared with it before it is called done.
 
     RUN is a run's name or its folder [default: the run that was trained last].
@@ -175,7 +173,7 @@ def export(
     chosen = exporting.FORMATS if formats == "both" else (formats,)
     layout, found = _found(home, run)
     for folder in exporting.export(
-        layout, found, terminal(), to=to, formats=chosen, dtype=dtype or "", best=best, force=force
+        layout, found, terminal(), to=to, formats=chosen, dtype=dtype, best=best, force=force
     ):
         click.echo(folder)
 

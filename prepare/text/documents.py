@@ -38,7 +38,7 @@ def read(
     filters: Sequence[Filter] = (),
     hash_filter: HashFilter | None = None,
 ) -> Iterator[TextBatch]:
-    """The documents of a range of a file, as rows.chunks reads it, that pass the filters and then the hash_filter."""
+    """The documents of a range of a file, as rows.chunks reads it, that pass the filters and then the hash filter."""
     return read_pieces([Piece(path, first, last)], text_column, filters, hash_filter)
 
 

@@ -32,7 +32,7 @@ class Retries:
             raise NetworkError(
                 f"{self._what}: {reason} ({TRIES} times in a row)",
                 "what has arrived is kept",
-                "check the network, then run the same command again to resume",
+                "check the address and the network, then run the same command again to resume",
             ) from error
         seconds = BACKOFF * 2.0 ** (self._failures - 1) * random.uniform(0.5, 1.0) if after is None else after
         now = time.monotonic()

@@ -265,7 +265,7 @@ class _Sent(io.BufferedReader):
 
 
 def open_storage(url: str, note: Note = lambda _: None, *, create: bool = False) -> Storage:
-    """The place at `url`; with `create` a Hub dataset that is not there yet is made, a private one."""
+    """The storage at `url`; with `create` a Hub dataset that is not there yet is made, a private one."""
     return HubStorage(url, note, create=create) if url.startswith("hf://") else Storage(url, note)
 
 

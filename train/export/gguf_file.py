@@ -7,7 +7,7 @@ somebody has registered there, and the runtime needs no more than the vocabulary
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,6 @@ from train.model.gpt import Model
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 _TRANSPOSED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # of GPT-2, stored as (inputs, outputs)
-
-
-def kind_of(dtype: str) -> GgufType:
-    """The type of that name."""
-    return next(kind for kind in get_args(GgufType) if kind == dtype)
 
 
 def modelfile(file: str) -> str:

@@ -39,10 +39,10 @@ def export(
     to: Path | None = None,
     formats: Sequence[FormatName] = FORMATS,
     dtype: "GgufType | None" = None,
-    best: bool = False,
+    checkpoint: str = "newest",
     force: bool = False,
 ) -> list[Path]:
-    """The newest (or `best`) checkpoint as the folders `hf` and `gguf` in `to`, or in the run's own export/.
+    """The chosen checkpoint as the folders `hf` and `gguf` in `to`, or in the run's own export/.
 
     `dtype` is of the matrices, by default f32 in `hf` and q8_0 in `gguf`. Nothing is published that differs from the
     model. RefusedError when something else is in that place, HostError when a package is missing.
@@ -53,7 +53,9 @@ def export(
 
     pinned, recipe = pins.pinned(run), config.load_run(run.recipe)
     kept = kept_tokenizer.load(layout, run, pinned)
-    trained = load_trained(runs.job(layout, run, recipe, pinned), kept.record, torch.device("cpu"), best=best)
+    trained = load_trained(
+        runs.job(layout, run, recipe, pinned), kept.record, torch.device("cpu"), checkpoint=checkpoint
+    )
     facts = _facts(layout, run, recipe, pinned, trained)._replace(tokenizer=kept.record.name)
     writers = {name: _writer(name, dtype, run.root.name, trained.model, kept.tokenizer) for name in formats}
     place = make_folder(to or run.export)

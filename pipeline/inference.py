@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    layout: Layout, run: RunPaths, tokens: int, *, best: bool = False, device: DeviceName | None = None
+    layout: Layout, run: RunPaths, tokens: int, *, checkpoint: str = "newest", device: DeviceName | None = None
 ) -> dict[str, Any]:
-    """The newest (or `best`) checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json.
+    """The chosen checkpoint's loss on the first `tokens` of validation, 0 for all, as evaluation.json.
 
     `device` is the run's own, train.device, if none is given. RefusedError when the run's tokens are not here.
     """
@@ -41,7 +41,7 @@ def evaluate(
     for shard in (shard for folder in sources.folders for shard in folder.shards("val")):
         shard.check_tokens()
     tokenizer = sources.tokenizer_record
-    trained = load_trained(wanted, tokenizer, place, best=best)
+    trained = load_trained(wanted, tokenizer, place, checkpoint=checkpoint)
     kept_tokenizer.add(layout, run, pinned)
     began = time.perf_counter()
     fit = best_fit(wanted.model, wanted.optim, wanted.train, tokenizer.vocab_size, place, wanted.fits)
@@ -77,11 +77,10 @@ def sample(
     *,
     seed: int = 0,
     stop: Sequence[str] = (),
-    best: bool = False,
+    checkpoint: str = "newest",
     device: DeviceName | None = None,
 ) -> Iterator[str]:
-    """What the newest checkpoint, or the `best`, says after `prompt`, piece by piece. `device` is the run's own if none
-    is given.
+    """What the chosen checkpoint says after `prompt`, piece by piece. `device` is the run's own if none is given.
 
     The run's own tokenizer is enough: its tokens may be elsewhere.
     """
@@ -93,6 +92,6 @@ def sample(
     wanted = runs.job(layout, run, config.load_run(run.recipe), pinned)
     place = pick_device(device or wanted.train.device)
     kept = kept_tokenizer.load(layout, run, pinned)
-    trained = load_trained(wanted, kept.record, place, best=best)
+    trained = load_trained(wanted, kept.record, place, checkpoint=checkpoint)
     kept_tokenizer.add(layout, run, pinned)
     return stream(trained.model, kept.tokenizer, prompt, tokens, sampling, seed=seed, stop=stop)

@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint of a run: the newest valid one, or the best."""
+"""A trained model from a checkpoint of a run: the one that was chosen."""
 
 from typing import NamedTuple
 
@@ -24,13 +24,13 @@ class Trained(NamedTuple):
         return self.progress.step
 
 
-def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, best: bool = False) -> Trained:
-    """The newest valid checkpoint of a run, or the `best` by validation loss, on `device`.
+def load_trained(job: Job, tokenizer: TokenizerRecord, device: torch.device, *, checkpoint: str = "newest") -> Trained:
+    """A run's checkpoint, chosen as checkpoint.load_chosen says, on `device`.
 
-    RefusedError when there is none, or when it is another recipe's or was trained with another tokenizer.
+    RefusedError when it is not there, or when it is another recipe's or was trained with another tokenizer.
     """
     folder = job.checkpoints
-    saved = checkpoints.load_best(folder) if best else checkpoints.load_latest(folder)
+    saved = checkpoints.load_chosen(folder, checkpoint)
     if saved is None:
         name = folder.parent.name
         raise RefusedError(

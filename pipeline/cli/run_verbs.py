@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from pipeline.home.layout import Layout, RunPaths
 
 _run = click.argument("run", required=False)
-_best = click.option("--best", is_flag=True, help="The checkpoint with the best validation loss [default: the newest].")
+_checkpoint = click.option(
+    "--checkpoint",
+    default="newest",
+    show_default=True,
+    metavar="STEP|best|PATH",
+    help="Which checkpoint: of a step, best (by validation loss), or a checkpoint's folder.",
+)
+_best = click.option("--best", "checkpoint", flag_value="best", help="As --checkpoint best.")
 _device = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), help="Where to compute [default: train.device of the run]."
 )
@@ -73,18 +80,21 @@ def resume(
     "--tokens", type=click.IntRange(0), default=0, metavar="N", help="Validation tokens to read [default: all]."
 )
 @_best
+@_checkpoint
 @_device
 @as_json
 @home
-def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None, as_json: bool, home: Path) -> None:
-    """The validation loss of a run's newest checkpoint.
+def evaluate(
+    run: str | None, tokens: int, checkpoint: str, device: DeviceName | None, as_json: bool, home: Path
+) -> None:
+    """The validation loss of a run's checkpoint.
 
     RUN is a run's name or its folder [default: the run that was trained last].
     """
     from pipeline import inference
     from pipeline.cli.pages import evaluation_lines
 
-    found = inference.evaluate(*_found(home, run), tokens, best=best, device=device)
+    found = inference.evaluate(*_found(home, run), tokens, checkpoint=checkpoint, device=device)
     if as_json:
         print_json(found)
         return
@@ -109,6 +119,7 @@ def evaluate(run: str | None, tokens: int, best: bool, device: DeviceName | None
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed for sampling."
 )
 @_best
+@_checkpoint
 @_device
 @home
 def sample(
@@ -122,11 +133,11 @@ def sample(
     repetition_penalty: float,
     stop: tuple[str, ...],
     seed: int,
-    best: bool,
+    checkpoint: str,
     device: DeviceName | None,
     home: Path,
 ) -> None:
-    """Text from a run's newest checkpoint, shown as it is made.
+    """Text from a run's checkpoint, shown as it is made.
 
     RUN is a run's name or its folder [default: the run that was trained last].
     """
@@ -136,7 +147,9 @@ def sample(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     found = _found(home, run)
-    pieces = inference.sample(*found, prompt, tokens, sampling, seed=seed, stop=stop, best=best, device=device)
+    pieces = inference.sample(
+        *found, prompt, tokens, sampling, seed=seed, stop=stop, checkpoint=checkpoint, device=device
+    )
     for piece in chain((prompt,), pieces):
         click.echo(printable(piece, keep="\n\t"), nl=False)
     click.echo()
@@ -161,9 +174,12 @@ def sample(
     "--dtype", type=click.Choice(["f32", "bf16", "f16", "q8_0"]), help="Of the matrices [default: hf f32, gguf q8_0]."
 )
 @_best
+@_checkpoint
 @click.option("--force", is_flag=True, help="Make it again, and replace what is there.")
 @home
-def export(run: str | None, to: Path | None, formats: Any, dtype: Any, best: bool, force: bool, home: Path) -> None:
+def export(
+    run: str | None, to: Path | None, formats: Any, dtype: Any, checkpoint: str, force: bool, home: Path
+) -> None:
     """A run's model for transformers (hf) and for llama.cpp (gguf), compared with it before it is called done.
 
     RUN is a run's name or its folder [default: the run that was trained last].
@@ -173,7 +189,7 @@ def export(run: str | None, to: Path | None, formats: Any, dtype: Any, best: boo
     chosen = exporting.FORMATS if formats == "both" else (formats,)
     layout, found = _found(home, run)
     for folder in exporting.export(
-        layout, found, terminal(), to=to, formats=chosen, dtype=dtype, best=best, force=force
+        layout, found, terminal(), to=to, formats=chosen, dtype=dtype, checkpoint=checkpoint, force=force
     ):
         click.echo(folder)
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shards.atomic import discard, make_folder, publish_bytes, published_folder, sha256_of
-from shards.errors import ConfigError, CorruptError, from_os_error
+from shards.errors import ConfigError, CorruptError, RefusedError, from_os_error
 from shards.manifest import TokenizerRecord, encode
 from train.data.windows import LoaderState
 from train.machine.ranks import World
@@ -172,6 +172,37 @@ def load_best(folder: Path) -> Checkpoint | None:
         logger.warning("%s: no checkpoint is known to be the best; using the newest, step %d", folder, newest.step)
         return newest
     return newest if best.step == newest.step else load(folder / _name(best.step))
+
+
+def load_chosen(folder: Path, chosen: str) -> Checkpoint | None:
+    """The checkpoint `chosen`: `newest`, `best`, a step, or a checkpoint's path. None when there is none at all.
+
+    RefusedError when that one is not there, CorruptError when it is damaged.
+    """
+    if chosen == "newest":
+        return load_latest(folder)
+    if chosen == "best":
+        return load_best(folder)
+    path = folder / f"step-{chosen:>06}" if chosen.isdecimal() else Path(chosen)
+    there = ", ".join(str(step_of(each)) for each in steps(folder) if each != path)
+    try:
+        is_there = path.is_dir()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        is_there = False
+    if not is_there:
+        raise RefusedError(
+            f"{path}: no checkpoint",
+            "only the newest checkpoints of a run are kept, and the best",
+            f"--checkpoint newest, best, or one of these steps: {there or 'none'}",
+        )
+    try:
+        return load(path)
+    except DAMAGED as error:
+        raise CorruptError(
+            error.what,
+            "its weights are not those that were saved",
+            f"--checkpoint newest, or one of these steps: {there}",
+        ) from error
 
 
 def known_best(folder: Path, progress: Progress) -> Best | None:

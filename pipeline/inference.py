@@ -76,11 +76,14 @@ def sample(
     sampling: "Sampling",
     *,
     seed: int = 0,
+    count: int = 1,
     stop: Sequence[str] = (),
     checkpoint: str = "newest",
     device: DeviceName | None = None,
-) -> Iterator[str]:
-    """What the chosen checkpoint says after `prompt`, piece by piece. `device` is the run's own if none is given.
+) -> list[Iterator[str]]:
+    """What the chosen checkpoint says after `prompt`, piece by piece, `count` times with seeds from `seed` on.
+
+    `device` is the run's own if none is given.
 
     The run's own tokenizer is enough: its tokens may be elsewhere.
     """
@@ -94,4 +97,5 @@ def sample(
     kept = kept_tokenizer.load(layout, run, pinned)
     trained = load_trained(wanted, kept.record, place, checkpoint=checkpoint)
     kept_tokenizer.add(layout, run, pinned)
-    return stream(trained.model, kept.tokenizer, prompt, tokens, sampling, seed=seed, stop=stop)
+    seeds = range(seed, seed + count)
+    return [stream(trained.model, kept.tokenizer, prompt, tokens, sampling, seed=each, stop=stop) for each in seeds]

@@ -118,6 +118,14 @@ def evaluate(
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed for sampling."
 )
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many texts, each with the next seed.",
+)
 @_best
 @_checkpoint
 @_device
@@ -133,6 +141,7 @@ def sample(
     repetition_penalty: float,
     stop: tuple[str, ...],
     seed: int,
+    count: int,
     checkpoint: str,
     device: DeviceName | None,
     home: Path,
@@ -147,12 +156,15 @@ def sample(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     found = _found(home, run)
-    pieces = inference.sample(
-        *found, prompt, tokens, sampling, seed=seed, stop=stop, checkpoint=checkpoint, device=device
+    texts = inference.sample(
+        *found, prompt, tokens, sampling, seed=seed, count=count, stop=stop, checkpoint=checkpoint, device=device
     )
-    for piece in chain((prompt,), pieces):
-        click.echo(printable(piece, keep="\n\t"), nl=False)
-    click.echo()
+    for number, pieces in enumerate(texts, seed):
+        if count > 1:
+            click.echo(f"[seed {number}]")
+        for piece in chain((prompt,), pieces):
+            click.echo(printable(piece, keep="\n\t"), nl=False)
+        click.echo()
 
 
 @click.command()

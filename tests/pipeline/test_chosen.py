@@ -1,4 +1,4 @@
-"""--checkpoint: evaluate, sample and export take the checkpoint that is asked for, and no other one in its place."""
+"""What evaluate, sample and export are asked for: this checkpoint and no other in its place, and several texts."""
 
 import json
 import shutil
@@ -53,3 +53,10 @@ def test_one_that_is_damaged(home: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     found = run("sample", "tiny", "--home", mine, "--checkpoint", 4, code=4).stderr
     states(found, str(weights), "--checkpoint", "2, 6")
+
+
+def test_several_texts(home: Path) -> None:
+    asked = ("sample", "tiny", "--home", home, "--tokens", 12)
+    each = [run(*asked, "--seed", seed).stdout for seed in (5, 6)]
+    assert run(*asked, "--seed", 5, "--count", 2).stdout == f"[seed 5]\n{each[0]}[seed 6]\n{each[1]}"
+    assert each[0] != each[1]

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @torch.no_grad()
 def test_the_logits_are_those_of_the_whole_context(form: str) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(family=form, n_layer=2, n_head=2, d_model=128, seq_len=128)  # type: ignore[arg-type]
+    config = ModelConfig(family=form, n_layer=2, n_head=2, d_model=128, seq_len=128)
     model = Model(config, 1000).cuda().eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)

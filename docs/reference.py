@@ -98,6 +98,10 @@ def _verbs(path: str, command: click.Command) -> list[tuple[str, click.Command]]
     return [each for name, one in sorted(command.commands.items()) for each in _verbs(f"{path} {name}", one)]
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")  # which Markdown takes for the end of the cell, also in code
+
+
 def _verb(path: str, command: click.Command) -> str:
     with click.Context(command, info_name=path, max_content_width=100) as context:
         usage = " ".join(command.collect_usage_pieces(context))
@@ -105,7 +109,7 @@ def _verb(path: str, command: click.Command) -> str:
     lines = [f"### {path}\n", f"`{path} {usage}`\n", f"{' '.join((command.help or '').split())}\n"]
     lines += [
         "| option | |\n|---|---|",
-        *(f"| `{name}` | {text} |" for name, text in rows if text and "--help" not in name),
+        *(f"| `{_cell(name)}` | {_cell(text)} |" for name, text in rows if text and "--help" not in name),
         "",
     ]
     return "\n".join(lines)

@@ -6,17 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from harness import TINY, tree
+from harness import TINY, run, tree
 
 from pipeline import stages
-from pipeline.cli.main import main
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

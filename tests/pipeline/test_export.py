@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from harness import litter, states, tree
+from click.testing import CliRunner
+from harness import litter, run, states, tree
 from llama import llama
 
 from pipeline import config
@@ -20,12 +20,6 @@ from pipeline.home.layout import Layout
 from shards.errors import CorruptError
 from train.export import check as checking
 from train.trained import load_trained
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

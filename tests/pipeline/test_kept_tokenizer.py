@@ -6,10 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
-from harness import litter, states, tree
+from harness import litter, run, states, tree
 
-from pipeline.cli.main import main
 from pipeline.home import kept_tokenizer
 from pipeline.home.layout import Layout, RunPaths
 from prepare.tokens import vocabulary
@@ -19,12 +17,6 @@ from train.state import checkpoint as checkpoints
 
 ONE_STEP = ("--set", "train.steps=1")
 SAMPLE = ("--prompt", "Return the", "--tokens", 12)
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from harness import TINY, command, litter, results, tree
+from click.testing import CliRunner
+from harness import TINY, command, litter, results, run, tree
 
 from pipeline import config
 from pipeline.cli.main import main
@@ -23,12 +23,6 @@ from train.session import Output, Session
 from train.telemetry.metrics import read_rows
 
 SETTINGS = ("--set", "optim.lr=0.02", "--set", "model.d_model=16", "--set", "train.steps=16")
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

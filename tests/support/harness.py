@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 
+from pipeline.cli.main import main
 from pipeline.config import Recipe
 from pipeline.home.layout import Layout
 from pipeline.stages import Pipeline
@@ -51,6 +53,13 @@ sample_tokens = 8
 checkpoint_every = 10
 log_every = 1
 """
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    """The command in this process; it must end with this exit code."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.stderr, result.exception)
+    return result
 
 
 def pipeline_of(recipe: Recipe, home: Path) -> Pipeline:

@@ -74,11 +74,14 @@ def load_run(path: Path, settings: tuple[str, ...] = ()) -> Recipe:
 
 def save(recipe: Recipe, path: Path) -> None:
     """Write the whole recipe, defaults included."""
-    tables = {
-        table: {key: value for key, value in fields.items() if value is not None}
-        for table, fields in msgspec.to_builtins(recipe).items()
-    }
-    publish_bytes(path, tomli_w.dumps(tables).encode())
+    publish_bytes(path, to_toml(msgspec.to_builtins(recipe)).encode())
+
+
+def to_toml(tables: dict[str, dict[str, Any]]) -> str:
+    """The tables of a recipe without the fields that are None, which TOML does not know."""
+    return tomli_w.dumps(
+        {table: {key: value for key, value in fields.items() if value is not None} for table, fields in tables.items()}
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

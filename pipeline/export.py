@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, assert_never
 
-import tomli_w
-
 from pipeline import config
 from pipeline.config import Recipe
 from pipeline.home import kept_tokenizer, pins, receipt, runs
@@ -56,7 +54,7 @@ def export(
     trained = load_trained(
         runs.job(layout, run, recipe, pinned), kept.record, torch.device("cpu"), checkpoint=checkpoint
     )
-    facts = _facts(layout, run, recipe, pinned, trained)._replace(tokenizer=kept.record.name)
+    facts = _facts(layout, run, recipe, pinned, trained, kept.record.name)
     writers = {name: _writer(name, dtype, run.root.name, trained.model, kept.tokenizer) for name in formats}
     place = make_folder(to or run.export)
     with locked(place / ".lock"):
@@ -168,7 +166,9 @@ def _sums(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*"))}
 
 
-def _facts(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned, trained: "Trained") -> "CardFacts":
+def _facts(
+    layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned, trained: "Trained", tokenizer: str
+) -> "CardFacts":
     """What the run's files say of the model; of its tokens what their manifests say, where they are here."""
     from train.export.card import CardFacts
     from train.schedule import Ramp
@@ -189,7 +189,7 @@ def _facts(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned, traine
         tokens=progress.tokens,
         val_loss=measured.get("val_loss"),
         val_bpb=measured.get("val_bpb"),
-        tokenizer=progress.tokenizer.name if progress.tokenizer else "",
+        tokenizer=tokenizer,
         vocab_size=model.vocab_size,
         seq_len=recipe.model.seq_len,
         corpora=tuple(corpus.name for corpus in corpora) or tuple(path.name for path in paths),
@@ -197,9 +197,5 @@ def _facts(layout: Layout, run: RunPaths, recipe: Recipe, pinned: Pinned, traine
         licence=", ".join(sorted({each["licence"] for each in details if "licence" in each})),
         hours=progress.seconds / 3600,
         kwh=progress.energy_kwh,
-        recipe=tomli_w.dumps({table: _without_none(fields) for table, fields in tables.items()}),
+        recipe=config.to_toml(tables),
     )
-
-
-def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}

@@ -195,12 +195,11 @@ def verify(target: str, quick: bool, settings: tuple[str, ...], home: Path) -> N
     layout, found = Layout(home), []
     if target.endswith(".toml") or target in preset_names():
         found = _pipeline(target, settings, home)[1].prepared()
+    compared = "sizes and headers as they were" if quick else "every byte as it was"
     for path in found or [folders.find(layout, target)]:
         fix = "millpond tokenize CONFIG --force, or for what was pulled: millpond shards pull URL"
         folders.require_valid(layout, path, fix, full=not quick)
-        terminal().stage(
-            "verify", f"{path.name}  {'sizes and headers as they were' if quick else 'every byte as it was'} written"
-        )
+        terminal().stage("verify", f"{path.name}  {compared} written")
 
 
 @main.command()

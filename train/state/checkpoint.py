@@ -183,8 +183,11 @@ def load_chosen(folder: Path, chosen: str) -> Checkpoint | None:
         return load_latest(folder)
     if chosen == "best":
         return load_best(folder)
-    path = folder / f"step-{chosen:>06}" if chosen.isdecimal() else Path(chosen)
-    there = ", ".join(str(step_of(each)) for each in steps(folder) if each != path)
+    there = steps(folder)
+    if not there:
+        return None
+    path = folder / _name(chosen) if chosen.isdecimal() else Path(chosen)
+    others = ", ".join(str(step_of(each)) for each in there if each != path)
     try:
         is_there = path.is_dir()
     except OSError:  # a name that is too long, or a folder that may not be read
@@ -193,7 +196,7 @@ def load_chosen(folder: Path, chosen: str) -> Checkpoint | None:
         raise RefusedError(
             f"{path}: no checkpoint",
             "only the newest checkpoints of a run are kept, and the best",
-            f"--checkpoint newest, best, or one of these steps: {there or 'none'}",
+            f"--checkpoint newest, best, or one of these steps: {others}",
         )
     try:
         return load(path)
@@ -201,7 +204,7 @@ def load_chosen(folder: Path, chosen: str) -> Checkpoint | None:
         raise CorruptError(
             error.what,
             "its weights are not those that were saved",
-            f"--checkpoint newest, or one of these steps: {there}",
+            f"--checkpoint newest, or one of these steps: {others}",
         ) from error
 
 
@@ -291,8 +294,8 @@ def _sums(path: Path) -> bytes:
     return "".join(f"{sha256_of(path / name)}  {name}\n" for name in FILES).encode()
 
 
-def _name(step: int) -> str:
-    return f"step-{step:06}"
+def _name(step: int | str) -> str:
+    return f"step-{step:>06}"
 
 
 def step_of(path: Path) -> int:

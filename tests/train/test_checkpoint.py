@@ -161,7 +161,7 @@ def test_sha256sum_can_check_it(tmp_path: Path) -> None:
 
 
 def test_none_is_there(tmp_path: Path) -> None:
-    assert load_latest(tmp_path) is None
+    assert load_latest(tmp_path) is None and checkpoints.load_chosen(tmp_path, "3") is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json", "SHA256SUMS"])
